@@ -80,6 +80,7 @@ METHODS: Mapping[str, Method] = {
     "/fedround.v1.RoundService/SubmitMetrics": Method(USERS),
     "/fedround.v1.RoundService/ReportFailure": Method(USERS),
     "/fedround.v1.RoundService/GetRound": Method(USERS),
+    "/fedround.v1.RoundService/GetRounds": Method(USERS),
     "/fedround.v1.RoundService/DownloadAssignedModel": Method(USERS, Limit.DOWNLOADS, OnDrain.REJECT),
     "/fedround.v1.RoundService/DownloadControl": Method(USERS, Limit.DOWNLOADS, OnDrain.REJECT),
     "/fedround.v1.ModelService/UploadModel": Method(ACTORS, Limit.UPLOADS, OnDrain.REJECT),

@@ -98,6 +98,34 @@ WAIT_RULE_AFTER_MIN: WaitRule.ValueType  # 5
 """It has min_updates, and waits for the others that are under way until wait_end_time."""
 Global___WaitRule: _TypeAlias = WaitRule  # noqa: Y015
 
+class _RoundView:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoundViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundView.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROUND_VIEW_UNSPECIFIED: _RoundView.ValueType  # 0
+    """Not set: FULL."""
+    ROUND_VIEW_FULL: _RoundView.ValueType  # 1
+    """Everything, with a page of the participants."""
+    ROUND_VIEW_SUMMARY: _RoundView.ValueType  # 2
+    """Everything but participants, not_connected, rejected_updates and forecast_end_time. It takes the same time however
+    many participants the round has.
+    """
+
+class RoundView(_RoundView, metaclass=_RoundViewEnumTypeWrapper):
+    """How much GetRound returns."""
+
+ROUND_VIEW_UNSPECIFIED: RoundView.ValueType  # 0
+"""Not set: FULL."""
+ROUND_VIEW_FULL: RoundView.ValueType  # 1
+"""Everything, with a page of the participants."""
+ROUND_VIEW_SUMMARY: RoundView.ValueType  # 2
+"""Everything but participants, not_connected, rejected_updates and forecast_end_time. It takes the same time however
+many participants the round has.
+"""
+Global___RoundView: _TypeAlias = RoundView  # noqa: Y015
+
 @_typing.final
 class UpdateSpec(_message.Message):
     """The description of an update."""
@@ -840,19 +868,35 @@ class GetRoundRequest(_message.Message):
 
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
     """Number of the round; unset for the current one."""
+    view: Global___RoundView.ValueType
+    """How much of the round is returned."""
+    page_size: _builtins.int
+    """Participants per page: 0 means 1000, more than 1000 means 1000, negative is an error. A page has fewer if they would
+    not fit into a message.
+    """
+    page_token: _builtins.str
+    """The next_page_token of the previous page; empty for the first page. With it, `round` must be set: the round may have
+    gone on meanwhile.
+    """
     def __init__(
         self,
         *,
         training_id: _builtins.str = ...,
         round: _builtins.int | None = ...,
+        view: Global___RoundView.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_round", b"_round", "round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_round", b"_round", "round", b"round", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_round", b"_round", "page_size", b"page_size", "page_token", b"page_token", "round", b"round", "training_id", b"training_id", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__round: _TypeAlias = _typing.Literal["round"]  # noqa: Y015
     _WhichOneofArgType__round: _TypeAlias = _typing.Literal["_round", b"_round"]  # noqa: Y015
@@ -867,6 +911,9 @@ class GetRoundResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROUND_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Pass it as page_token for the next participants; empty after the last ones."""
     @_builtins.property
     def round(self) -> Global___Round:
         """The round."""
@@ -875,14 +922,73 @@ class GetRoundResponse(_message.Message):
         self,
         *,
         round: Global___Round | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRoundResponse: _TypeAlias = GetRoundResponse  # noqa: Y015
+
+@_typing.final
+class GetRoundsRequest(_message.Message):
+    """Request of GetRounds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    training_id: _builtins.str
+    """UUID of the training."""
+    page_size: _builtins.int
+    """Rounds per page: 0 means 50, more than 1000 means 1000, negative is an error."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        training_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "training_id", b"training_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRoundsRequest: _TypeAlias = GetRoundsRequest  # noqa: Y015
+
+@_typing.final
+class GetRoundsResponse(_message.Message):
+    """Response of GetRounds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Pass it as page_token for the next page; empty after the last one."""
+    @_builtins.property
+    def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Round]:
+        """The rounds, the latest first, as GetRound returns them with ROUND_VIEW_SUMMARY."""
+
+    def __init__(
+        self,
+        *,
+        rounds: _abc.Iterable[Global___Round] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rounds", b"rounds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRoundsResponse: _TypeAlias = GetRoundsResponse  # noqa: Y015
 
 @_typing.final
 class Round(_message.Message):
@@ -956,9 +1062,7 @@ class Round(_message.Message):
     """Registered participants, connected or not."""
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundParticipant]:
-        """The cohort: those that failed first, then others with a missing update or report; at most 1000, and as many as fit
-        into a message.
-        """
+        """The cohort, a page of it: those that failed first, then others with a missing update or report, then the rest."""
 
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp:

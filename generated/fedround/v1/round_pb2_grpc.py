@@ -76,6 +76,11 @@ class RoundServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_round__pb2.GetRoundRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_round__pb2.GetRoundResponse.FromString,
                 _registered_method=True)
+        self.GetRounds = channel.unary_unary(
+                '/fedround.v1.RoundService/GetRounds',
+                request_serializer=fedround_dot_v1_dot_round__pb2.GetRoundsRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_round__pb2.GetRoundsResponse.FromString,
+                _registered_method=True)
 
 
 class RoundServiceServicer(object):
@@ -83,7 +88,8 @@ class RoundServiceServicer(object):
     """
 
     def Subscribe(self, request, context):
-        """Streams the events of one training, or of all the caller's trainings, in order and at least once. Without a
+        """Streams the events of one training, or of all the caller's trainings, in order and at least once; a viewer's are all
+        trainings of the server, whose events it gets as their actors do. Without a
         cursor the stream starts at the current round; with one it resumes after it. The stream of one training ends
         after the training's last event. The server sends the initial metadata once the starting position is fixed: all
         later events are delivered.
@@ -145,7 +151,15 @@ class RoundServiceServicer(object):
 
     def GetRound(self, request, context):
         """Returns why a round is waiting: which participants are missing, which rule keeps it open, when its deadline is
-        and what happens then, which submissions were rejected, and when the round will probably end. For the actor.
+        and what happens then, which submissions were rejected, and when the round will probably end. For the actor and for
+        viewers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRounds(self, request, context):
+        """Lists the rounds of a training, the latest first, as summaries. For the actor and for viewers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,6 +207,11 @@ def add_RoundServiceServicer_to_server(servicer, server):
                     servicer.GetRound,
                     request_deserializer=fedround_dot_v1_dot_round__pb2.GetRoundRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_round__pb2.GetRoundResponse.SerializeToString,
+            ),
+            'GetRounds': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRounds,
+                    request_deserializer=fedround_dot_v1_dot_round__pb2.GetRoundsRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_round__pb2.GetRoundsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -412,6 +431,33 @@ class RoundService(object):
             '/fedround.v1.RoundService/GetRound',
             fedround_dot_v1_dot_round__pb2.GetRoundRequest.SerializeToString,
             fedround_dot_v1_dot_round__pb2.GetRoundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRounds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedround.v1.RoundService/GetRounds',
+            fedround_dot_v1_dot_round__pb2.GetRoundsRequest.SerializeToString,
+            fedround_dot_v1_dot_round__pb2.GetRoundsResponse.FromString,
             options,
             channel_credentials,
             insecure,

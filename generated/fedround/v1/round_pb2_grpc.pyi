@@ -35,7 +35,8 @@ class RoundServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RoundServiceAsyncStub: ...
     Subscribe: _grpc.UnaryStreamMultiCallable[_round_pb2.SubscribeRequest, _event_pb2.Event]
-    """Streams the events of one training, or of all the caller's trainings, in order and at least once. Without a
+    """Streams the events of one training, or of all the caller's trainings, in order and at least once; a viewer's are all
+    trainings of the server, whose events it gets as their actors do. Without a
     cursor the stream starts at the current round; with one it resumes after it. The stream of one training ends
     after the training's last event. The server sends the initial metadata once the starting position is fixed: all
     later events are delivered.
@@ -68,8 +69,11 @@ class RoundServiceStub:
     """
     GetRound: _grpc.UnaryUnaryMultiCallable[_round_pb2.GetRoundRequest, _round_pb2.GetRoundResponse]
     """Returns why a round is waiting: which participants are missing, which rule keeps it open, when its deadline is
-    and what happens then, which submissions were rejected, and when the round will probably end. For the actor.
+    and what happens then, which submissions were rejected, and when the round will probably end. For the actor and for
+    viewers.
     """
+    GetRounds: _grpc.UnaryUnaryMultiCallable[_round_pb2.GetRoundsRequest, _round_pb2.GetRoundsResponse]
+    """Lists the rounds of a training, the latest first, as summaries. For the actor and for viewers."""
 
 @_typing.type_check_only
 class RoundServiceAsyncStub(RoundServiceStub):
@@ -77,7 +81,8 @@ class RoundServiceAsyncStub(RoundServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Subscribe: _aio.UnaryStreamMultiCallable[_round_pb2.SubscribeRequest, _event_pb2.Event]  # type: ignore[assignment]
-    """Streams the events of one training, or of all the caller's trainings, in order and at least once. Without a
+    """Streams the events of one training, or of all the caller's trainings, in order and at least once; a viewer's are all
+    trainings of the server, whose events it gets as their actors do. Without a
     cursor the stream starts at the current round; with one it resumes after it. The stream of one training ends
     after the training's last event. The server sends the initial metadata once the starting position is fixed: all
     later events are delivered.
@@ -110,8 +115,11 @@ class RoundServiceAsyncStub(RoundServiceStub):
     """
     GetRound: _aio.UnaryUnaryMultiCallable[_round_pb2.GetRoundRequest, _round_pb2.GetRoundResponse]  # type: ignore[assignment]
     """Returns why a round is waiting: which participants are missing, which rule keeps it open, when its deadline is
-    and what happens then, which submissions were rejected, and when the round will probably end. For the actor.
+    and what happens then, which submissions were rejected, and when the round will probably end. For the actor and for
+    viewers.
     """
+    GetRounds: _aio.UnaryUnaryMultiCallable[_round_pb2.GetRoundsRequest, _round_pb2.GetRoundsResponse]  # type: ignore[assignment]
+    """Lists the rounds of a training, the latest first, as summaries. For the actor and for viewers."""
 
 class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     """Events, submissions and the status of rounds."""
@@ -122,7 +130,8 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _round_pb2.SubscribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_event_pb2.Event], _abc.AsyncIterator[_event_pb2.Event]]:
-        """Streams the events of one training, or of all the caller's trainings, in order and at least once. Without a
+        """Streams the events of one training, or of all the caller's trainings, in order and at least once; a viewer's are all
+        trainings of the server, whose events it gets as their actors do. Without a
         cursor the stream starts at the current round; with one it resumes after it. The stream of one training ends
         after the training's last event. The server sends the initial metadata once the starting position is fixed: all
         later events are delivered.
@@ -197,7 +206,16 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_round_pb2.GetRoundResponse, _abc.Awaitable[_round_pb2.GetRoundResponse]]:
         """Returns why a round is waiting: which participants are missing, which rule keeps it open, when its deadline is
-        and what happens then, which submissions were rejected, and when the round will probably end. For the actor.
+        and what happens then, which submissions were rejected, and when the round will probably end. For the actor and for
+        viewers.
         """
+
+    @_abc_1.abstractmethod
+    def GetRounds(
+        self,
+        request: _round_pb2.GetRoundsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_round_pb2.GetRoundsResponse, _abc.Awaitable[_round_pb2.GetRoundsResponse]]:
+        """Lists the rounds of a training, the latest first, as summaries. For the actor and for viewers."""
 
 def add_RoundServiceServicer_to_server(servicer: RoundServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -227,21 +227,25 @@ class _TrainingRole:
 class _TrainingRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrainingRole.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TRAINING_ROLE_UNSPECIFIED: _TrainingRole.ValueType  # 0
-    """Not set: ACTOR."""
+    """Not set: VIEWER for a caller with that role, ACTOR for others."""
     TRAINING_ROLE_ACTOR: _TrainingRole.ValueType  # 1
     """The trainings that the caller created."""
     TRAINING_ROLE_CLIENT: _TrainingRole.ValueType  # 2
     """The trainings that the caller takes part in."""
+    TRAINING_ROLE_VIEWER: _TrainingRole.ValueType  # 3
+    """All trainings of the server. For users with the role VIEWER."""
 
 class TrainingRole(_TrainingRole, metaclass=_TrainingRoleEnumTypeWrapper):
     """Which trainings GetTrainings lists."""
 
 TRAINING_ROLE_UNSPECIFIED: TrainingRole.ValueType  # 0
-"""Not set: ACTOR."""
+"""Not set: VIEWER for a caller with that role, ACTOR for others."""
 TRAINING_ROLE_ACTOR: TrainingRole.ValueType  # 1
 """The trainings that the caller created."""
 TRAINING_ROLE_CLIENT: TrainingRole.ValueType  # 2
 """The trainings that the caller takes part in."""
+TRAINING_ROLE_VIEWER: TrainingRole.ValueType  # 3
+"""All trainings of the server. For users with the role VIEWER."""
 Global___TrainingRole: _TypeAlias = TrainingRole  # noqa: Y015
 
 @_typing.final
@@ -867,6 +871,7 @@ class Training(_message.Message):
     ROUND_CLOSED_FIELD_NUMBER: _builtins.int
     PRIVACY_FIELD_NUMBER: _builtins.int
     SHADOW_MODEL_IDS_FIELD_NUMBER: _builtins.int
+    ACTOR_NAME_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID."""
     actor_id: _builtins.str
@@ -895,6 +900,8 @@ class Training(_message.Message):
     """Whether it is paused: no further round opens."""
     round_closed: _builtins.bool
     """Whether the current round is closed: it accepts no more updates or reports."""
+    actor_name: _builtins.str
+    """Name of the actor."""
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
         """The spec, with defaults filled in."""
@@ -961,10 +968,11 @@ class Training(_message.Message):
         round_closed: _builtins.bool = ...,
         privacy: Global___PrivacySpent | None = ...,
         shadow_model_ids: _abc.Iterable[_builtins.str] | None = ...,
+        actor_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "privacy", b"privacy", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "paused", b"paused", "privacy", b"privacy", "round", b"round", "round_closed", b"round_closed", "shadow_model_ids", b"shadow_model_ids", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stopped", b"stopped", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "actor_name", b"actor_name", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "paused", b"paused", "privacy", b"privacy", "round", b"round", "round_closed", b"round_closed", "shadow_model_ids", b"shadow_model_ids", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stopped", b"stopped", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
     _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015
@@ -1114,7 +1122,9 @@ class GetTrainingsRequest(_message.Message):
     page_token: _builtins.str
     """The next_page_token of the previous page; empty for the first page."""
     role: Global___TrainingRole.ValueType
-    """The trainings that the caller created (ACTOR, the default), or takes part in (CLIENT)."""
+    """The trainings that the caller created (ACTOR, the default), or takes part in (CLIENT), or all of them (VIEWER, the
+    default for a viewer).
+    """
     def __init__(
         self,
         *,

@@ -35,9 +35,13 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Uploads models, creates and controls trainings."""
     ROLE_CLIENT: _Role.ValueType  # 3
     """Takes part in trainings in which an actor registered it."""
+    ROLE_VIEWER: _Role.ValueType  # 4
+    """Reads all trainings, as their actors see them, the versions and metrics of their models, and the status of the
+    server. It changes nothing but its own tokens, downloads no model, and cannot be registered in a training.
+    """
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """What a user may do. A role includes the permissions of those below it."""
+    """What a user may do. ADMIN includes the permissions of ACTOR, and ACTOR those of CLIENT."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """Not set."""
@@ -47,6 +51,10 @@ ROLE_ACTOR: Role.ValueType  # 2
 """Uploads models, creates and controls trainings."""
 ROLE_CLIENT: Role.ValueType  # 3
 """Takes part in trainings in which an actor registered it."""
+ROLE_VIEWER: Role.ValueType  # 4
+"""Reads all trainings, as their actors see them, the versions and metrics of their models, and the status of the
+server. It changes nothing but its own tokens, downloads no model, and cannot be registered in a training.
+"""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
