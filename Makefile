@@ -24,6 +24,8 @@ FAULTS       ?=
 SIZES := RACES FUZZ MACHINE ELEMENTS NETWORKS WORKER_KILLS ROUND_KILLS FAULTS SEED
 QUICK := not chaos and not examples
 
+sizes = $(foreach name,$(SIZES),FEDROUND_CHAOS_$(name)=$($(name)))
+
 VENV       := .venv
 PROTO_VENV := .venv-proto
 TOOLS      := .tools
@@ -65,10 +67,11 @@ test: install buf ## Run the tests, JOBS at a time: every promise, at a small si
 
 chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... (15 minutes); writes chaos.json
 	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
-	@$(foreach name,$(SIZES),FEDROUND_CHAOS_$(name)=$($(name))) $(BIN)/python -m pytest -rP -m 'attack or chaos'
+	@$(sizes) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rP -m '(attack or chaos) and not serial'
+	@$(sizes) $(BIN)/python -m pytest -rP -m '(attack or chaos) and serial'
 
 examples: install ## Run the whole demo and the examples, and check what comes out (3 minutes)
-	@$(BIN)/python -m pytest -m examples $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m examples $(ARGS)
 
 check: lint types errors-check proto-check proto-lint ## Check style, types, protos and generated code
 
