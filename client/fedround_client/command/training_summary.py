@@ -17,6 +17,7 @@ from fedround.v1.training_pb2 import (
 from fedround_client.command.aggregation import aggregation_text
 from fedround_client.command.config_options import client_config_text, config_text
 from fedround_client.command.output import Format, enum_name, show, show_fields, when
+from fedround_client.command.policy_text import cohort_text, policy_text
 from fedround_client.command.transport import precisions_text
 from fedround_client.round_number import planned_rounds, round_text
 
@@ -117,6 +118,8 @@ def _lines(training: Training, current: Round | None, names: Mapping[str, str]) 
         yield "best", f"version {training.best_version}: {spec.selection.metric} {training.best_value:.6g}"
     yield "participants", _participants(training, names)
     yield "aggregation", aggregation_text(spec.aggregation, names) if spec.HasField("aggregation") else ""
+    yield "cohort of a round", cohort_text(spec.cohort)
+    yield "round policy", policy_text(spec.round_policy)
     yield "privacy", _privacy(training)
     yield "trainable", ", ".join(spec.tensors.trainable)
     yield "private", ", ".join(spec.tensors.private)
