@@ -188,6 +188,12 @@ class TrainingRow(Row):
         )
 
 
+# A viewer lists the trainings of all users.
+TrainingRow.add_index(
+    TrainingRow.create_time, TrainingRow.training_id, where=TrainingRow.remove_time.is_null(), name="training_listed"
+)
+
+
 class TrainingClientsRow(Row):
     """The clients that a training's spec names: apart from it, since every verb about a training reads the spec."""
 
