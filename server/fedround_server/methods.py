@@ -48,7 +48,11 @@ class Method:
 UNAUTHENTICATED: None = None
 ADMINS = frozenset({Role.ADMIN})
 ACTORS = frozenset({Role.ADMIN, Role.ACTOR})
-USERS = frozenset(Role)
+CLIENTS = frozenset({Role.ADMIN, Role.ACTOR, Role.CLIENT})
+READERS = ACTORS | {Role.VIEWER}
+"""Those that read what only the actor of a training may read."""
+USERS = CLIENTS | {Role.VIEWER}
+"""All. A viewer changes nothing but its own tokens."""
 
 METHODS: Mapping[str, Method] = {
     "/fedround.v1.UserService/CreateUser": Method(ADMINS),
@@ -64,37 +68,37 @@ METHODS: Mapping[str, Method] = {
     "/fedround.v1.TrainingService/CreateTraining": Method(ACTORS, Limit.UPLOADS, OnDrain.REJECT),
     "/fedround.v1.TrainingService/GetTraining": Method(USERS),
     "/fedround.v1.TrainingService/GetTrainings": Method(USERS),
-    "/fedround.v1.TrainingService/RegisterClients": Method(USERS),
-    "/fedround.v1.TrainingService/RemoveClients": Method(USERS),
-    "/fedround.v1.TrainingService/RemoveTraining": Method(USERS),
+    "/fedround.v1.TrainingService/RegisterClients": Method(CLIENTS),
+    "/fedround.v1.TrainingService/RemoveClients": Method(CLIENTS),
+    "/fedround.v1.TrainingService/RemoveTraining": Method(CLIENTS),
     # It would open a round whose participants have lost their subscriptions.
-    "/fedround.v1.TrainingService/StartTraining": Method(USERS, on_drain=OnDrain.REJECT),
-    "/fedround.v1.ControlService/StopTraining": Method(USERS),
-    "/fedround.v1.ControlService/PauseTraining": Method(USERS),
+    "/fedround.v1.TrainingService/StartTraining": Method(CLIENTS, on_drain=OnDrain.REJECT),
+    "/fedround.v1.ControlService/StopTraining": Method(CLIENTS),
+    "/fedround.v1.ControlService/PauseTraining": Method(CLIENTS),
     # It would open a round whose participants have lost their subscriptions.
-    "/fedround.v1.ControlService/ResumeTraining": Method(USERS, on_drain=OnDrain.REJECT),
-    "/fedround.v1.ControlService/UpdateConfig": Method(USERS),
+    "/fedround.v1.ControlService/ResumeTraining": Method(CLIENTS, on_drain=OnDrain.REJECT),
+    "/fedround.v1.ControlService/UpdateConfig": Method(CLIENTS),
     "/fedround.v1.RoundService/Subscribe": Method(USERS, Limit.SUBSCRIPTIONS),
-    "/fedround.v1.RoundService/SubmitUpdate": Method(USERS, Limit.UPLOADS, OnDrain.REJECT),
-    "/fedround.v1.RoundService/GetUpload": Method(USERS),
-    "/fedround.v1.RoundService/SubmitMetrics": Method(USERS),
-    "/fedround.v1.RoundService/ReportFailure": Method(USERS),
+    "/fedround.v1.RoundService/SubmitUpdate": Method(CLIENTS, Limit.UPLOADS, OnDrain.REJECT),
+    "/fedround.v1.RoundService/GetUpload": Method(CLIENTS),
+    "/fedround.v1.RoundService/SubmitMetrics": Method(CLIENTS),
+    "/fedround.v1.RoundService/ReportFailure": Method(CLIENTS),
     "/fedround.v1.RoundService/GetRound": Method(USERS),
     "/fedround.v1.RoundService/GetRounds": Method(USERS),
-    "/fedround.v1.RoundService/DownloadAssignedModel": Method(USERS, Limit.DOWNLOADS, OnDrain.REJECT),
-    "/fedround.v1.RoundService/DownloadControl": Method(USERS, Limit.DOWNLOADS, OnDrain.REJECT),
+    "/fedround.v1.RoundService/DownloadAssignedModel": Method(CLIENTS, Limit.DOWNLOADS, OnDrain.REJECT),
+    "/fedround.v1.RoundService/DownloadControl": Method(CLIENTS, Limit.DOWNLOADS, OnDrain.REJECT),
     "/fedround.v1.ModelService/UploadModel": Method(ACTORS, Limit.UPLOADS, OnDrain.REJECT),
     "/fedround.v1.ModelService/GetModel": Method(USERS),
-    "/fedround.v1.ModelService/GetModels": Method(USERS),
+    "/fedround.v1.ModelService/GetModels": Method(CLIENTS),
     "/fedround.v1.ModelService/GetModelVersions": Method(USERS),
     "/fedround.v1.ModelService/TagModelVersion": Method(ACTORS),
-    "/fedround.v1.ModelService/DownloadModel": Method(USERS, Limit.DOWNLOADS, OnDrain.REJECT),
+    "/fedround.v1.ModelService/DownloadModel": Method(CLIENTS, Limit.DOWNLOADS, OnDrain.REJECT),
     "/fedround.v1.ModelService/RemoveModel": Method(ACTORS),
     "/fedround.v1.ModelService/GetMetrics": Method(USERS),
-    "/fedround.v1.InferenceService/Predict": Method(USERS, on_drain=OnDrain.REJECT),
+    "/fedround.v1.InferenceService/Predict": Method(CLIENTS, on_drain=OnDrain.REJECT),
     "/fedround.v1.AuditService/ReadAudit": Method(ADMINS, Limit.DOWNLOADS, OnDrain.REJECT),
     "/fedround.v1.AuditService/GetAuditHead": Method(ADMINS),
-    "/fedround.v1.AuditService/GetContributions": Method(ACTORS),
+    "/fedround.v1.AuditService/GetContributions": Method(READERS),
     "/fedround.v1.AuditService/ReplayRound": Method(ACTORS, on_drain=OnDrain.REJECT),
     "/fedround.v1.AuditService/ReplayTraining": Method(ACTORS, Limit.DOWNLOADS, OnDrain.REJECT),
     "/grpc.health.v1.Health/Check": Method(UNAUTHENTICATED),

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from typing import Self
 
 ACTOR = "actor of "
+NEW_TRAINING = "new training"
+"""The topic of the creation of trainings, of all users."""
 
 
 class Waiter:
@@ -72,7 +74,7 @@ def training_of(topic: str) -> str:
 
 
 class Hub:
-    """Maps topics to waiters. Topics are the ids of trainings and users, and those that `for_actor` returns."""
+    """Maps topics to waiters. Topics: ids of trainings and users, what `for_actor` returns, and NEW_TRAINING."""
 
     def __init__(self) -> None:
         self._waiters: dict[str, set[Waiter]] = {}

@@ -22,11 +22,12 @@ READERS = {
         "round.pending",
         "round.unfinished",
         "round.current",
-        "round.explain",
+        *("round.explain", "round.summarize", "round.page"),
         "round.find_replay",
         *("counterfactual.prepare", "counterfactual.find"),
     ),
     *("training.prepare", "training.get", "training.page"),
+    *("viewer.actor_of", "viewer.owner_of", "viewer.page_trainings", "viewer.views", "viewer.open_views"),
     *("user.get", "user.page", "credential.admins"),
 }
 # No client can bring this about: a round fails when the engine is broken, and only files of earlier versions have no

@@ -60,7 +60,7 @@ async def test_a_history_is_of_the_same_kind_and_of_the_latest_rounds(
     assert {user: sorted(member.durations) for user, member in found.items()} == {
         user: sorted(durations) for user, durations in taken.items()
     }
-    monkeypatch.setattr("fedround_server.store.queries.round_status.HISTORY", 1)
+    monkeypatch.setattr("fedround_server.store.queries.round_members.HISTORY", 1)
     found = await members(store, training_id, actor)
     assert {user: list(member.durations) for user, member in found.items()} == {
         user: durations[-1:] for user, durations in taken.items()

@@ -130,8 +130,8 @@ class Site:
     async def _things(self, user_id: str, role: Role, metadata: list[tuple[str, str]]) -> dict[str, str]:
         """A running training that the user steers, or takes part in, with its model; and the user."""
         trainings = training_pb2_grpc.TrainingServiceStub(self.channel)
-        actor = self.admin.metadata if role is Role.CLIENT else metadata
-        # The participant of an actor's training is the admin.
+        actor = self.admin.metadata if role in (Role.CLIENT, Role.VIEWER) else metadata
+        # The participant of an actor's training is the admin, and a viewer has none.
         participant = user_id if role is Role.CLIENT else self.admin.own["user"]
         spec = training_pb2.TrainingSpec(name="t", target_num_updates=1, client_ids=[participant])
         message = training_pb2.CreateTrainingRequest(spec=spec, chunk=model_file())
@@ -154,6 +154,8 @@ def expected(method: str, caller: Caller, object_: str) -> str:
     if caller.role not in roles:
         return "ROLE_REQUIRED"
     if not rule.kind:
+        return rule.owner
+    if caller.role is Role.VIEWER and rule.kind != "user" and object_ == "foreign":
         return rule.owner
     if object_ == "own":
         return rule.participant if caller.role is Role.CLIENT and rule.kind != "user" else rule.owner

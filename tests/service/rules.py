@@ -16,7 +16,8 @@ class Rule:
     Attributes:
         kind: The kind of object that the request names: training, model or user; empty for none that has an owner.
         request: The request; ID stands for the object's id. It changes nothing that another call depends on.
-        owner: To the actor of a training, the owner of a model, the user itself.
+        owner: To the actor of a training, the owner of a model, the user itself; to a viewer about all trainings and
+            models.
         participant: To a participant of the training, or of the one that trains the model.
         other: To all other users, about objects that exist and objects that do not.
         admin: To admins, about objects of other users; by default as to all others.
@@ -95,6 +96,7 @@ RULES = {
         "TRAINING_NOT_FOUND", "ROUND_NOT_OPEN", round=99, reason="TRAIN_FAILED"
     ),
     "/fedround.v1.RoundService/GetRound": training(OK, "NOT_ACTOR"),
+    "/fedround.v1.RoundService/GetRounds": training(OK, "NOT_ACTOR"),
     "/fedround.v1.RoundService/DownloadAssignedModel": training("TRAINING_NOT_FOUND", "ROUND_NOT_FOUND", round=99),
     "/fedround.v1.RoundService/DownloadControl": training("TRAINING_NOT_FOUND", "ROUND_NOT_FOUND", round=99),
     "/fedround.v1.ModelService/UploadModel": Rule("", {"spec": {"name": "m"}}, "FIELD_INVALID"),

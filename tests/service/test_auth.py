@@ -18,7 +18,8 @@ from calls import TIMEOUT, Person, fails_with, kinds, model_file, new_id, read_e
 from fedround.v1 import training_pb2, user_pb2
 from servers import Server
 
-ADMIN, ACTORS, USERS, UNAUTHENTICATED = {"ADMIN"}, {"ADMIN", "ACTOR"}, {"ADMIN", "ACTOR", "CLIENT"}, None
+ADMIN, ACTORS, CLIENTS, UNAUTHENTICATED = {"ADMIN"}, {"ADMIN", "ACTOR"}, {"ADMIN", "ACTOR", "CLIENT"}, None
+READERS, USERS = ACTORS | {"VIEWER"}, CLIENTS | {"VIEWER"}
 # Independent of the server's own table, so that a change of a permission has to be made twice.
 TABLE: dict[str, dict[str, set[str] | None]] = {
     "fedround.v1.UserService": {
@@ -37,42 +38,43 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "CreateTraining": ACTORS,
         "GetTraining": USERS,
         "GetTrainings": USERS,
-        "RegisterClients": USERS,
-        "RemoveClients": USERS,
-        "RemoveTraining": USERS,
-        "StartTraining": USERS,
+        "RegisterClients": CLIENTS,
+        "RemoveClients": CLIENTS,
+        "RemoveTraining": CLIENTS,
+        "StartTraining": CLIENTS,
     },
     "fedround.v1.ControlService": {
-        "StopTraining": USERS,
-        "PauseTraining": USERS,
-        "ResumeTraining": USERS,
-        "UpdateConfig": USERS,
+        "StopTraining": CLIENTS,
+        "PauseTraining": CLIENTS,
+        "ResumeTraining": CLIENTS,
+        "UpdateConfig": CLIENTS,
     },
     "fedround.v1.RoundService": {
         "Subscribe": USERS,
-        "SubmitUpdate": USERS,
-        "GetUpload": USERS,
-        "SubmitMetrics": USERS,
-        "ReportFailure": USERS,
+        "SubmitUpdate": CLIENTS,
+        "GetUpload": CLIENTS,
+        "SubmitMetrics": CLIENTS,
+        "ReportFailure": CLIENTS,
         "GetRound": USERS,
-        "DownloadAssignedModel": USERS,
-        "DownloadControl": USERS,
+        "GetRounds": USERS,
+        "DownloadAssignedModel": CLIENTS,
+        "DownloadControl": CLIENTS,
     },
     "fedround.v1.ModelService": {
         "UploadModel": ACTORS,
         "GetModel": USERS,
-        "GetModels": USERS,
+        "GetModels": CLIENTS,
         "GetModelVersions": USERS,
         "TagModelVersion": ACTORS,
-        "DownloadModel": USERS,
+        "DownloadModel": CLIENTS,
         "RemoveModel": ACTORS,
         "GetMetrics": USERS,
     },
-    "fedround.v1.InferenceService": {"Predict": USERS},
+    "fedround.v1.InferenceService": {"Predict": CLIENTS},
     "fedround.v1.AuditService": {
         "ReadAudit": ADMIN,
         "GetAuditHead": ADMIN,
-        "GetContributions": ACTORS,
+        "GetContributions": READERS,
         "ReplayRound": ACTORS,
         "ReplayTraining": ACTORS,
     },
@@ -151,7 +153,7 @@ def test_without_a_good_token(
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("role", ["CLIENT", "ACTOR", "ADMIN"])
+@pytest.mark.parametrize("role", ["CLIENT", "ACTOR", "ADMIN", "VIEWER"])
 def test_by_role(person: Callable[..., Person], shapes: dict[str, str], method: str, role: str) -> None:
     caller, reason = person(role), ""
     try:

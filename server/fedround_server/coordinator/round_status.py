@@ -8,7 +8,15 @@ from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.progress import UpdateProgress
 from fedround_server.domain import forecast
-from fedround_server.domain.rounds.round import RegisteredParticipant, Round, RoundMember, RoundState, RoundView
+from fedround_server.domain.rounds.round import (
+    FIRST_PAGE,
+    MemberPage,
+    RegisteredParticipant,
+    Round,
+    RoundMember,
+    RoundState,
+    RoundView,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +46,22 @@ class Explanation:
 
     Attributes:
         view: The round.
-        members: Its cohort.
-        forecast_end: When its present attempt is expected to end; None if that is not known.
+        members: A page of its cohort, and the first member behind it; none in a summary.
+        forecast_end: When its present attempt is expected to end; None if that is not known, and in a summary.
         damage: Which file has to be restored before its result can be computed; None if none is known to be damaged.
         num_connected: How many registered participants have a subscription open.
-        not_connected: Of a pending round, the registered participants that have none; when each was seen last.
+        not_connected: Of a pending round, the registered participants that have none; when each was seen last. Left
+            out of a summary.
+        page: Which members these are.
     """
 
     view: RoundView
-    members: tuple[MemberView, ...]
-    forecast_end: datetime | None
+    members: tuple[MemberView, ...] = ()
+    forecast_end: datetime | None = None
     damage: str | None = None
     num_connected: int = 0
     not_connected: tuple[RegisteredParticipant, ...] = ()
+    page: MemberPage = FIRST_PAGE
 
 
 class RoundStatus:
@@ -61,29 +72,57 @@ class RoundStatus:
         self._aggregations = aggregations
         self._progress = progress
 
-    async def explain(self, training_id: str, number: int | None, actor_id: str) -> Explanation:
-        """Returns a round, by default the current one, with what is known of its members.
+    async def explain(
+        self, training_id: str, number: int | None, actor_id: str, page: MemberPage = FIRST_PAGE
+    ) -> Explanation:
+        """Returns a round, by default the current one, with what is known of a page of its members.
+
+        The first page has a forecast of the round's end, and who is not connected: these depend on all members.
 
         Raises:
             FedroundError: As described for `RoundVerbs.explain`.
         """
-        found = await self._context.store.rounds.explain(training_id, number, actor_id)
-        now = self._context.clock.now()
-        is_open = found.round.state is RoundState.OPEN
-        members = tuple(self._view(member, found.round, now) for member in found.members)
-        arrivals = [one.member.arrive_time or one.forecast for one in members]
+        if page.as_of is None:
+            page = replace(page, as_of=self._context.clock.now())
+        found = await self._context.store.rounds.explain(training_id, number, actor_id, page)
+        now, presence = self._context.clock.now(), self._context.presence
+        arrivals = [one.arrive_time or forecast.arrival(one.ask_time, one.durations, now) for one in found.times]
         ends = [time for time in (found.round.deadline, found.round.wait_end) if time is not None]
-        forecast_end = forecast.end(arrivals, found.round.expected, min(ends, default=None)) if is_open else None
-        num_connected = sum(map(self._context.presence.is_listening, found.participant_ids))
-        is_closed = found.round.state is RoundState.AGGREGATING
-        damage = self._aggregations.damage.get(training_id) if is_closed else None
-        presence = self._context.presence
         not_connected = tuple(
             replace(one, seen_time=presence.last_seen(one.user_id, now) or one.seen_time)
             for one in found.awaited
             if not presence.is_listening(one.user_id)
         )
-        return Explanation(found, members, forecast_end, damage, num_connected, not_connected)
+        return replace(
+            self._summary(found),
+            members=tuple(self._view(member, found.round, now) for member in found.members),
+            forecast_end=forecast.end(arrivals, found.round.expected, min(ends, default=None)) if arrivals else None,
+            not_connected=not_connected,
+            page=page,
+        )
+
+    async def summarize(self, training_id: str, number: int | None, actor_id: str) -> Explanation:
+        """Returns a round, by default the current one, without what is known of single members.
+
+        Raises:
+            FedroundError: As described for `RoundVerbs.summarize`.
+        """
+        return self._summary(await self._context.store.rounds.summarize(training_id, number, actor_id))
+
+    async def page(self, training_id: str, actor_id: str, before: int | None, limit: int) -> list[Explanation]:
+        """Returns rounds like `summarize`, the latest first, below a number.
+
+        Raises:
+            FedroundError: As described for `RoundVerbs.page`.
+        """
+        found = await self._context.store.rounds.page(training_id, actor_id, before, limit)
+        return list(map(self._summary, found))
+
+    def _summary(self, found: RoundView) -> Explanation:
+        is_closed = found.round.state is RoundState.AGGREGATING
+        damage = self._aggregations.damage.get(found.round.training_id) if is_closed else None
+        num_connected = sum(map(self._context.presence.is_listening, found.participant_ids))
+        return Explanation(found, damage=damage, num_connected=num_connected)
 
     def _view(self, member: RoundMember, found: Round, now: datetime) -> MemberView:
         presence, user_id, missing = self._context.presence, member.user_id, member.arrive_time is None

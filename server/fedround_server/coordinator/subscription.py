@@ -9,7 +9,7 @@ from fedround_server.coordinator.sessions import Sessions
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event
 from fedround_server.store.queries.log_view import LogView
-from fedround_server.wakeups import Waiter, for_actor, training_of
+from fedround_server.wakeups import NEW_TRAINING, Waiter, for_actor, training_of
 
 BATCH = 100
 
@@ -55,6 +55,8 @@ class Subscriptions:
         greet: Callable[[], Awaitable[None]],
         session_id: str | None = None,
         attributes: Mapping[str, str] | None = None,
+        *,
+        is_viewer: bool = False,
     ) -> None:
         """Sends the events of a training, or of all trainings of the user, until no event can follow.
 
@@ -66,6 +68,7 @@ class Subscriptions:
             greet: Tells the subscriber that it will receive all events from now on; not called after an event was sent.
             session_id: The program that takes part in rounds by this subscription; None for one that only watches.
             attributes: What the subscriber says of itself.
+            is_viewer: Whether it reads all trainings of the server, as their actors do, and takes part in none.
 
         Raises:
             AlreadyParticipating: Another program takes part as this user.
@@ -75,11 +78,15 @@ class Subscriptions:
         session = self._sessions.participating(user_id, session_id, training_id, self._context.clock.now())
         # Follow the topics first, then read the log: what happens in between wakes the next wait.
         with session, self._context.hub.waiter() as waiter:
-            waiter.follow([user_id])
-            if training_id is None:
-                subscription: _One | _All = _All(self._context, user_id, resume_after, waiter)
+            subscription: _One | _All
+            if training_id is not None:
+                reader_id = await self._context.store.viewers.actor_of(training_id) if is_viewer else user_id
+                subscription = _One(self._context, reader_id, training_id, resume_after, waiter)
+            elif is_viewer:
+                subscription = _Everything(self._context, user_id, resume_after, waiter)
             else:
-                subscription = _One(self._context, user_id, training_id, resume_after, waiter)
+                subscription = _All(self._context, user_id, resume_after, waiter)
+            waiter.follow([subscription.home])
             line = _Line(send, greet)
             seconds = self._context.limits.heartbeat.total_seconds()
             topics: frozenset[str] = frozenset()
@@ -129,13 +136,15 @@ class _Subscription:
     """Cursors in logs.
 
     In subclasses, `drain` sends what is new since a wake-up with these topics, none without one, and returns whether no
-    event will follow; `position` returns the training and the sequence of a heartbeat.
+    event will follow; `position` returns the training and the sequence of a heartbeat. `home` is the topic of what the
+    subscriber can see of new trainings.
     """
 
-    __slots__ = ("_cursors", "_resume_after", "_start_after", "_store", "_waiter", "user_id")
+    __slots__ = ("_cursors", "_resume_after", "_start_after", "_store", "_waiter", "home", "user_id")
 
     def __init__(self, context: Context, user_id: str, resume_after: Mapping[str, int], waiter: Waiter) -> None:
         self.user_id = user_id
+        self.home = user_id
         self._store = context.store.events
         self._resume_after = resume_after
         # The cursor of trainings without a position; None to begin with the current round.
@@ -149,8 +158,9 @@ class _Subscription:
         if cursor is None:
             self._waiter.follow([training_id])
             cursor = self._resume_after.get(training_id, self._start_after)
+        reader_id = await self._reader(training_id)
         while True:
-            page = await self._store.poll(training_id, self.user_id, cursor, BATCH)
+            page = await self._store.poll(training_id, reader_id, cursor, BATCH)
             follows_more = page.view.is_actor and self._waiter.follow([for_actor(training_id)])
             for event in page.events:
                 await send(event)
@@ -158,6 +168,10 @@ class _Subscription:
             # No wake-up tells of what happened for the actor alone before its topic was followed: look again.
             if len(page.events) < BATCH and not follows_more:
                 return page.view
+
+    async def _reader(self, training_id: str) -> str:
+        """Returns as whom the log of a training is read."""
+        return self.user_id
 
 
 class _One(_Subscription):
@@ -191,11 +205,11 @@ class _All(_Subscription):
         self._unfinished = set(resume_after)
 
     async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        if topics and self.user_id not in topics:
+        if topics and self.home not in topics:
             for training_id in {training_of(topic) for topic in topics}:
                 self._mark(await self._catch_up(training_id, send))
         else:
-            for view in await self._views({training_of(topic) for topic in topics if topic != self.user_id}):
+            for view in await self._views({training_of(topic) for topic in topics if topic != self.home}):
                 is_new = self._cursors.get(view.training_id, -1) < view.last_sequence
                 self._mark(await self._catch_up(view.training_id, send) if is_new else view)
         # Trainings that come from now on are read from their beginning: the subscriber has missed nothing before.
@@ -217,3 +231,25 @@ class _All(_Subscription):
         found = await self._store.open_views(self.user_id)
         rest = self._unfinished.union(woken) - {view.training_id for view in found}
         return [*found, *(await self._store.views(self.user_id, rest) if rest else ())]
+
+
+class _Everything(_All):
+    """The logs of all trainings of the server, as their actors read them, also of later ones."""
+
+    __slots__ = ("_actors", "_viewers")
+
+    def __init__(self, context: Context, user_id: str, resume_after: Mapping[str, int], waiter: Waiter) -> None:
+        super().__init__(context, user_id, resume_after, waiter)
+        self.home = NEW_TRAINING
+        self._viewers = context.store.viewers
+        self._actors: dict[str, str] = {}
+
+    async def _reader(self, training_id: str) -> str:
+        return self._actors[training_id]
+
+    async def _views(self, woken: Collection[str]) -> list[LogView]:
+        found = await self._viewers.open_views()
+        rest = self._unfinished.union(woken) - {view.training_id for _, view in found}
+        found += await self._viewers.views(rest) if rest else ()
+        self._actors.update((view.training_id, actor_id) for actor_id, view in found)
+        return [view for _, view in found]

@@ -10,7 +10,7 @@ from fedround_server.coordinator.uploads.receive import Incoming, Received, Uplo
 from fedround_server.domain.model import NewModel
 from fedround_server.domain.rounds import check_model
 from fedround_server.domain.training import Training, TrainingSpec
-from fedround_server.wakeups import for_actor
+from fedround_server.wakeups import NEW_TRAINING, for_actor
 
 
 class Trainings:
@@ -81,7 +81,7 @@ class Trainings:
         training = await self._store.create(
             training_id, actor_id, spec, model, model_id, limits, now, shadow_ids, rounds_allowed
         )
-        self._context.hub.notify(actor_id, *training.participant_ids)
+        self._context.hub.notify(actor_id, *training.participant_ids, NEW_TRAINING)
         return training, training.training_id == training_id
 
     async def _register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:

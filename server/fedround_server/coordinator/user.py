@@ -75,14 +75,14 @@ class Users:
         return list(zip(views, tokens, strict=True))
 
     async def get(self, caller: User, user_id: str) -> User | UserView:
-        """Returns a user; clients see only themselves. Credentials are visible to the user itself and to admins.
+        """Returns a user; clients and viewers see only themselves. Credentials are for the user itself and for admins.
 
         Raises:
             UserNotFound: There is no such user that the caller may see.
         """
         if user_id == caller.user_id or caller.role is Role.ADMIN:
             return await self.view(user_id)
-        if caller.role is Role.CLIENT:
+        if caller.role is not Role.ACTOR:
             raise UserNotFound(user_id)
         return await self._context.store.users.get(user_id)
 

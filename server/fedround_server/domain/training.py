@@ -225,6 +225,7 @@ class Training:
     round_closed: bool = False
     shadow_model_ids: tuple[str, ...] = ()
     account: PrivacyAccount | None = None
+    actor_name: str = ""
 
 
 def out_of_patience(spec: TrainingSpec, model_version: int, best_version: int | None) -> bool:

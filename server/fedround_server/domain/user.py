@@ -14,6 +14,7 @@ class Role(enum.Enum):
     ADMIN = "ADMIN"
     ACTOR = "ACTOR"
     CLIENT = "CLIENT"
+    VIEWER = "VIEWER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,15 @@ class User:
     role: Role
     create_time: datetime
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_viewer(self) -> bool:
+        """Whether it reads all trainings, and changes nothing."""
+        return self.role is Role.VIEWER
+
+    def reads_as(self, owner_id: str) -> str:
+        """Returns as whom it reads a training or model of an owner: a viewer as the owner, all others as themselves."""
+        return owner_id if self.is_viewer else self.user_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,8 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         position = pages.parse_token(request.page_token, int)
         start = max(position[0], 0) if position else 0
         version = request.version if request.HasField("version") else None
-        origin = await self._reads.origin(fields.parse_id("model_id", request.model_id), version, caller().user_id)
+        model_id = fields.parse_id("model_id", request.model_id)
+        origin = await self._reads.origin(model_id, version, await self._reads.reader_of_model(caller(), model_id))
         found = list(enumerate(origin.contributions, 1))[start : start + size + 1]
         page, token = pages.cut(
             found, size, lambda one: audit_pb2.Contribution(**asdict(one[1])), lambda one: pages.format_token(one[0])

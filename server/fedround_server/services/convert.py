@@ -187,11 +187,11 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
 
 
 def training(
-    found: Training, viewer_id: str, *, listed: bool = False, privacy: PrivacySpent | None = None
+    found: Training, reader_id: str, *, listed: bool = False, privacy: PrivacySpent | None = None
 ) -> training_pb2.Training:
     """Encodes a training as its actor, or a participant, may see it."""
-    for_actor = viewer_id == found.actor_id
-    seen = [id_ for id_ in found.participant_ids if for_actor or id_ == viewer_id]
+    for_actor = reader_id == found.actor_id
+    seen = [id_ for id_ in found.participant_ids if for_actor or id_ == reader_id]
     failure = found.failure
     return training_pb2.Training(
         training_id=found.training_id,
@@ -217,6 +217,7 @@ def training(
         round_closed=found.round_closed,
         shadow_model_ids=found.shadow_model_ids if for_actor else (),
         privacy=None if privacy is None else training_pb2.PrivacySpent(**asdict(privacy)),
+        actor_name=found.actor_name,
     )
 
 

@@ -42,7 +42,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Call) -> model_pb2.GetModelResponse:
         """Returns a model."""
-        model = await self._reads.model(fields.parse_id("model_id", request.model_id), caller().user_id)
+        model_id = fields.parse_id("model_id", request.model_id)
+        model = await self._reads.model(model_id, await self._reads.reader_of_model(caller(), model_id))
         return model_pb2.GetModelResponse(model=convert.model(model))
 
     async def GetModels(self, request: model_pb2.GetModelsRequest, context: Call) -> model_pb2.GetModelsResponse:
@@ -60,9 +61,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         """Lists the versions of a model."""
         size = pages.parse_size(request.page_size)
         position = pages.parse_token(request.page_token, int)
-        versions = await self._reads.model_versions(
-            fields.parse_id("model_id", request.model_id), caller().user_id, position[0] if position else None, size + 1
-        )
+        model_id = fields.parse_id("model_id", request.model_id)
+        reader_id = await self._reads.reader_of_model(caller(), model_id)
+        before = position[0] if position else None
+        versions = await self._reads.model_versions(model_id, reader_id, before, size + 1)
         page, token = pages.cut(
             versions, size, convert.model_version, lambda view: pages.format_token(view.version.version)
         )
@@ -112,7 +114,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         """Lists the metrics reported on a model."""
         size = pages.parse_size(request.page_size)
         model_id, after = fields.parse_id("model_id", request.model_id), _after(request.page_token)
-        reports = await self._reads.metrics(model_id, caller().user_id, after, size + 1)
+        reader_id = await self._reads.reader_of_model(caller(), model_id)
+        reports = await self._reads.metrics(model_id, reader_id, after, size + 1)
         page, token = pages.cut(
             reports, size, convert.metric_report, lambda one: pages.format_token(one.round, one.reporter_id or "")
         )

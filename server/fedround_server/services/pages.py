@@ -17,6 +17,7 @@ M = TypeVar("M", bound=Message)
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 1000
+FOREIGN = "is not a next_page_token of this list: leave it empty for the first page"
 MAX_TOKEN = 4096
 """In characters; the longest name takes some 3,200."""
 MAX_BYTES = 3 << 19
@@ -56,7 +57,7 @@ def cut(
     return page, token(found[len(page) - 1]) if len(found) > len(page) else ""
 
 
-def parse_size(value: int) -> int:
+def parse_size(value: int, default: int = DEFAULT_SIZE) -> int:
     """Returns the number of entries of a page: the default for 0, and at most MAX_SIZE.
 
     Raises:
@@ -64,7 +65,7 @@ def parse_size(value: int) -> int:
     """
     if value < 0:
         raise FieldInvalid("page_size", f"is {value}; must not be negative")
-    return min(value or DEFAULT_SIZE, MAX_SIZE)
+    return min(value or default, MAX_SIZE)
 
 
 def format_token(*position: str | int) -> str:
@@ -88,13 +89,30 @@ def parse_token(value: str, *kinds: type[str] | type[int]) -> tuple[Any, ...] | 
         position = None
     fits = isinstance(position, list) and len(position) == len(kinds)
     if not fits or not all(_is_part(part, kind) for part, kind in zip(position, kinds, strict=True)):
-        raise FieldInvalid("page_token", "is not a next_page_token of this list: leave it empty for the first page")
+        raise FieldInvalid("page_token", FOREIGN)
     return tuple(position)
 
 
 def format_position(time: datetime, id_: str) -> str:
     """Returns the page token behind an entry, in a list that is ordered by time and id."""
-    return format_token(round(time.timestamp() * 1_000_000), id_)
+    return format_token(format_micros(time), id_)
+
+
+def format_micros(time: datetime) -> int:
+    """Returns a time as a part of a token: in microseconds."""
+    return round(time.timestamp() * 1_000_000)
+
+
+def parse_micros(value: int) -> datetime:
+    """Returns the time that `format_micros` made a part of a token of.
+
+    Raises:
+        FieldInvalid: There is no such time.
+    """
+    try:
+        return datetime.fromtimestamp(value / 1_000_000, UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise FieldInvalid("page_token", FOREIGN) from error
 
 
 def parse_position(value: str) -> tuple[datetime, str] | None:
@@ -102,10 +120,7 @@ def parse_position(value: str) -> tuple[datetime, str] | None:
     found = parse_token(value, int, str)
     if found is None:
         return None
-    try:
-        return datetime.fromtimestamp(found[0] / 1_000_000, UTC), fields.parse_id("page_token", found[1])
-    except (ValueError, OverflowError, OSError) as error:
-        raise FieldInvalid("page_token", "is not a next_page_token of this list") from error
+    return parse_micros(found[0]), fields.parse_id("page_token", found[1])
 
 
 def _is_part(part: Any, kind: type[str] | type[int]) -> bool:

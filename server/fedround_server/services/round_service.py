@@ -7,11 +7,11 @@ from fedround.v1 import event_pb2, round_pb2, round_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.served_files import ServedFile
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
-from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.errors import FieldInvalid, RoleRequired
 from fedround_server.domain.event import Event, ModelInfo
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
-from fedround_server.services import convert, fields, round_view
+from fedround_server.services import convert, fields, pages, round_view
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
 from fedround_server.services.compression import Compressor, parse_compression
 from fedround_server.services.event_encoder import EventEncoder
@@ -41,9 +41,18 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
             raise FieldInvalid("resume_after_sequence", "has a sequence beyond the end of any log")
         session_id = fields.parse_optional_id("session_id", request.session_id)
         attributes = fields.parse_attributes("attributes", request.attributes)
+        if caller().is_viewer and session_id is not None:
+            raise RoleRequired("a viewer takes part in no training: subscribe without session_id, which is for clients")
         subscriber = _Subscriber(context, self._encoder)
         await self._coordinator.subscriptions.follow(
-            caller().user_id, training_id, cursors, subscriber.send, subscriber.greet, session_id, attributes
+            caller().user_id,
+            training_id,
+            cursors,
+            subscriber.send,
+            subscriber.greet,
+            session_id,
+            attributes,
+            is_viewer=caller().is_viewer,
         )
 
     async def SubmitUpdate(
@@ -145,8 +154,26 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Returns a round with the reason why it is waiting."""
         training_id = fields.parse_id("training_id", request.training_id)
         number = request.round if request.HasField("round") else None
-        explanation = await self._coordinator.round_status.explain(training_id, number, caller().user_id)
-        return round_pb2.GetRoundResponse(round=round_view.write(explanation))
+        if request.view not in round_pb2.RoundView.values():
+            raise FieldInvalid("view", f"is {request.view}; known are {', '.join(round_pb2.RoundView.keys()[1:])}")
+        page = round_view.read_page(request)
+        reader_id = await self._coordinator.reads.reader_of_training(caller(), training_id)
+        if request.view == round_pb2.ROUND_VIEW_SUMMARY:
+            summary = await self._coordinator.round_status.summarize(training_id, number, reader_id)
+            return round_pb2.GetRoundResponse(round=round_view.write(summary))
+        explanation = await self._coordinator.round_status.explain(training_id, number, reader_id, page)
+        return round_view.write_page(explanation)
+
+    async def GetRounds(self, request: round_pb2.GetRoundsRequest, context: Call) -> round_pb2.GetRoundsResponse:
+        """Lists the rounds of a training."""
+        training_id = fields.parse_id("training_id", request.training_id)
+        size = pages.parse_size(request.page_size)
+        position = pages.parse_token(request.page_token, int)
+        reader_id = await self._coordinator.reads.reader_of_training(caller(), training_id)
+        before = position[0] if position else None
+        found = await self._coordinator.round_status.page(training_id, reader_id, before, size + 1)
+        page, token = pages.cut(found, size, round_view.write, lambda one: pages.format_token(one.view.round.number))
+        return round_pb2.GetRoundsResponse(rounds=page, next_page_token=token)
 
 
 class _Subscriber:

@@ -1,26 +1,55 @@
 """Writes a Round message: what a round waits for, as its actor sees it."""
 
+from collections.abc import Sequence
 from itertools import islice
 
 from fedround.v1 import round_pb2, training_pb2
 from fedround_server.coordinator.round_status import Explanation, MemberView
 from fedround_server.domain.aggregation import UpdateFacts
+from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.policy import OnMissed
 from fedround_server.domain.rejected_update import RejectedUpdate
-from fedround_server.domain.rounds.round import RegisteredParticipant, RoundState, RoundView
+from fedround_server.domain.rounds.round import MemberOrder, MemberPage, RegisteredParticipant, RoundState, RoundView
 from fedround_server.services import convert, pages
 
 MAX_MEMBERS = 1000
 
 
-def write(explanation: Explanation) -> round_pb2.Round:
-    """Encodes a round with what is known of its members: failed and missing ones first, as far as there is room."""
+def read_page(request: round_pb2.GetRoundRequest) -> MemberPage:
+    """Decodes which of a round's members are wanted.
+
+    Raises:
+        FieldInvalid: The size is negative, the token is none of this list, or it comes without the round.
+    """
+    limit = pages.parse_size(request.page_size, MAX_MEMBERS)
+    position = pages.parse_token(request.page_token, int, int, str)
+    if position is None:
+        return MemberPage(limit)
+    if not request.HasField("round"):
+        raise FieldInvalid("round", "is required with a page_token: the round that the first page was of")
+    micros, place, name = position
+    if place not in list(MemberOrder):
+        raise FieldInvalid("page_token", pages.FOREIGN)
+    return MemberPage(limit, (MemberOrder(place), name), pages.parse_micros(micros))
+
+
+def write_page(explanation: Explanation) -> round_pb2.GetRoundResponse:
+    """Encodes a round with a page of its members, as far as there is room."""
+    page = explanation.page
+
+    def token_of(view: MemberView) -> str:
+        as_of = 0 if page.as_of is None else pages.format_micros(page.as_of)
+        return pages.format_token(as_of, view.member.order.value, view.member.name)
+
+    participants, token = pages.cut(explanation.members, page.limit, _participant, token_of)
+    return round_pb2.GetRoundResponse(round=write(explanation, participants), next_page_token=token)
+
+
+def write(explanation: Explanation, participants: Sequence[round_pb2.RoundParticipant] = ()) -> round_pb2.Round:
+    """Encodes a round; without participants as a summary."""
     view = explanation.view
     found = view.round
     rule, missed = view.wait_rule, view.when_missed
-    failed_first = sorted(
-        explanation.members, key=lambda one: (one.member.failure is None, one.member.arrive_time is not None)
-    )
     return round_pb2.Round(
         training_id=found.training_id,
         number=found.number,
@@ -29,8 +58,8 @@ def write(explanation: Explanation) -> round_pb2.Round:
         model_version=found.model_version,
         updates_arrived=found.arrived,
         updates_expected=found.expected,
-        participants=pages.fitting(islice(failed_first, MAX_MEMBERS), _participant),
-        num_participants=len(explanation.members),
+        participants=participants,
+        num_participants=found.members,
         waiting_for=_waiting_for(view, explanation.damage, explanation.num_connected),
         open_time=None if found.state is RoundState.PENDING else convert.timestamp(found.open_time),
         deadline=convert.timestamp(found.deadline),
@@ -75,7 +104,7 @@ def _participant(view: MemberView) -> round_pb2.RoundParticipant:
     missing = member.arrive_time is None
     return round_pb2.RoundParticipant(
         user_id=member.user_id,
-        name=member.name,
+        name=member.name.removesuffix(f"#{member.user_id}"),
         arrived=not missing,
         arrive_time=convert.timestamp(member.arrive_time),
         last_seen_time=convert.timestamp(view.last_seen),
@@ -149,7 +178,7 @@ def _rule(view: RoundView) -> str:
     if view.enough < found.expected:
         rule += f" ({view.enough} are enough)"
     if found.failed:
-        rule += f" ({found.failed} of {len(view.members)} participants failed)"
+        rule += f" ({found.failed} of {found.members} participants failed)"
     if view.lack is not None and found.arrived >= view.enough:
         rule = f"other updates: {view.lack}"
     if found.wait_end is not None:

@@ -1,12 +1,12 @@
 """TrainingService."""
 
 from collections.abc import AsyncIterator
-from functools import partial
 
 from fedround.v1 import training_pb2, training_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
-from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.errors import FieldInvalid, RoleRequired
+from fedround_server.domain.user import User
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages, training_spec
@@ -53,27 +53,27 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.GetTrainingRequest, context: Call
     ) -> training_pb2.GetTrainingResponse:
         """Returns a training."""
-        training = await self._reads.training(fields.parse_id("training_id", request.training_id), caller().user_id)
+        training_id = fields.parse_id("training_id", request.training_id)
+        reader_id = await self._reads.reader_of_training(caller(), training_id)
+        training = await self._reads.training(training_id, reader_id)
         privacy = await self._privacy.spent(training)
-        return training_pb2.GetTrainingResponse(training=convert.training(training, caller().user_id, privacy=privacy))
+        return training_pb2.GetTrainingResponse(training=convert.training(training, reader_id, privacy=privacy))
 
     async def GetTrainings(
         self, request: training_pb2.GetTrainingsRequest, context: Call
     ) -> training_pb2.GetTrainingsResponse:
-        """Lists the caller's trainings."""
-        if request.role not in training_pb2.TrainingRole.values():
-            raise FieldInvalid("role", f"is {request.role}; known are TRAINING_ROLE_ACTOR and TRAINING_ROLE_CLIENT")
-        size = pages.parse_size(request.page_size)
-        trainings = await self._reads.trainings(
-            caller().user_id,
-            as_actor=request.role != training_pb2.TRAINING_ROLE_CLIENT,
-            before=pages.parse_position(request.page_token),
-            limit=size + 1,
-        )
+        """Lists the caller's trainings, or for a viewer all."""
+        user, role = caller(), _role(request.role, caller())
+        size, before = pages.parse_size(request.page_size), pages.parse_position(request.page_token)
+        if role == training_pb2.TRAINING_ROLE_VIEWER:
+            trainings = await self._reads.all_trainings(before, size + 1)
+        else:
+            as_actor = role == training_pb2.TRAINING_ROLE_ACTOR
+            trainings = await self._reads.trainings(user.user_id, as_actor=as_actor, before=before, limit=size + 1)
         page, token = pages.cut(
             trainings,
             size,
-            partial(convert.training, viewer_id=caller().user_id, listed=True),
+            lambda training: convert.training(training, user.reads_as(training.actor_id), listed=True),
             lambda training: pages.format_position(training.create_time, training.training_id),
         )
         return training_pb2.GetTrainingsResponse(trainings=page, next_page_token=token)
@@ -118,3 +118,22 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
             fields.parse_optional_id("request_id", request.request_id),
         )
         return training_pb2.StartTrainingResponse(training=convert.training(training, caller().user_id))
+
+
+def _role(wanted: training_pb2.TrainingRole.ValueType, user: User) -> training_pb2.TrainingRole.ValueType:
+    """Returns which trainings a user asks for.
+
+    Raises:
+        FieldInvalid: The role is unknown.
+        RoleRequired: It asks for the trainings of all users, and is no viewer.
+    """
+    if wanted not in training_pb2.TrainingRole.values():
+        raise FieldInvalid("role", f"is {wanted}; known are {', '.join(training_pb2.TrainingRole.keys()[1:])}")
+    if wanted == training_pb2.TRAINING_ROLE_UNSPECIFIED:
+        return training_pb2.TRAINING_ROLE_VIEWER if user.is_viewer else training_pb2.TRAINING_ROLE_ACTOR
+    if wanted == training_pb2.TRAINING_ROLE_VIEWER and not user.is_viewer:
+        raise RoleRequired(
+            f"TRAINING_ROLE_VIEWER lists the trainings of all users, which requires the role VIEWER, and yours is"
+            f" {user.role.value}: ask for TRAINING_ROLE_ACTOR or TRAINING_ROLE_CLIENT"
+        )
+    return wanted

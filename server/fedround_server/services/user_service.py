@@ -90,7 +90,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
     def _shown(self, found: User | UserView) -> user_pb2.User:
         """Encodes a user, with its credentials if the caller may see them."""
         message = convert.user(found if isinstance(found, User) else found.user)
-        if caller().role is Role.CLIENT:
+        if caller().role not in (Role.ADMIN, Role.ACTOR):
             message.ClearField("labels")
         if isinstance(found, User):
             return message
@@ -106,7 +106,7 @@ def _new_user(prefix: str, request: user_pb2.CreateUserRequest) -> NewUser:
     """Decodes a user to create; a prefix comes before the names of its fields in errors."""
     role = _role(request.role, prefix)
     if role is None:
-        raise FieldInvalid(f"{prefix}role", "is required: ROLE_ADMIN, ROLE_ACTOR or ROLE_CLIENT")
+        raise FieldInvalid(f"{prefix}role", "is required: ROLE_ADMIN, ROLE_ACTOR, ROLE_CLIENT or ROLE_VIEWER")
     return NewUser(
         fields.parse_text(f"{prefix}name", request.name, 200, required=True),
         role,
@@ -120,5 +120,5 @@ def _role(value: user_pb2.Role.ValueType, prefix: str = "") -> Role | None:
     if value == user_pb2.ROLE_UNSPECIFIED:
         return None
     if value not in user_pb2.Role.values():
-        raise FieldInvalid(f"{prefix}role", f"is {value}; known are ROLE_ADMIN, ROLE_ACTOR and ROLE_CLIENT")
+        raise FieldInvalid(f"{prefix}role", f"is {value}; known are {', '.join(user_pb2.Role.keys()[1:])}")
     return Role(user_pb2.Role.Name(value).removeprefix("ROLE_"))

@@ -16,6 +16,7 @@ from fedround_server.store.verbs.round import RoundVerbs
 from fedround_server.store.verbs.submission import SubmissionVerbs
 from fedround_server.store.verbs.training import TrainingVerbs
 from fedround_server.store.verbs.user import UserVerbs
+from fedround_server.store.verbs.viewer import ViewerVerbs
 
 
 class Store:
@@ -38,6 +39,7 @@ class Store:
         self.rounds = RoundVerbs(self._database)
         self.submissions = SubmissionVerbs(self._database)
         self.events = EventVerbs(self._database)
+        self.viewers = ViewerVerbs(self._database)
         self.audit = AuditVerbs(self._database)
         self.counterfactuals = CounterfactualVerbs(self._database)
 

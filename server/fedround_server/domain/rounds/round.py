@@ -104,6 +104,42 @@ class UnfinishedRound:
     wait_end: datetime | None = None
 
 
+class MemberOrder(enum.IntEnum):
+    """The groups of members in the order in which a round shows them."""
+
+    FAILED = 0
+    MISSING = 1
+    ARRIVED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MemberPage:
+    """A page of the members of a round: by group, and then by name.
+
+    Attributes:
+        limit: The maximum number of members.
+        after: The group and the name behind which it begins; None for the first page.
+        as_of: The time of the first page; None for the present. It decides about the groups, so that a member that
+            submits or fails between two pages keeps its place, and is on one of them.
+    """
+
+    limit: int = 1000
+    after: tuple[MemberOrder, str] | None = None
+    as_of: datetime | None = None
+
+
+FIRST_PAGE = MemberPage()
+
+
+@dataclass(frozen=True, slots=True)
+class MemberTimes:
+    """When a member was asked and submitted; durations as those of `RoundMember`."""
+
+    ask_time: datetime
+    arrive_time: datetime | None
+    durations: tuple[timedelta, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class RoundMember:
     """A member of a round's cohort.
@@ -118,6 +154,7 @@ class RoundMember:
         failure: Why the round does not wait for it; None unless it failed or is absent.
         rounds_left_out: In how many rounds it was asked and did not fail, and its work did not count.
         report: What the aggregation has found out about its update; None unless it counted.
+        order: Its group in pages of members.
     """
 
     user_id: str
@@ -130,6 +167,7 @@ class RoundMember:
     failure: ParticipantFailure | None = None
     rounds_left_out: int = 0
     report: UpdateFacts | None = None
+    order: MemberOrder = MemberOrder.MISSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,19 +212,23 @@ class RoundView:
     """A round as its actor may see it: with its policy, its present members, and the rejected updates of all users.
 
     Attributes:
+        members: A page of them, and the first one behind it; none in a summary.
+        rejected_updates: Left out of summaries.
+        times: Those of all members of an open round; left out of summaries and of pages other than the first.
         paused: Whether it is the current round of a training that is paused.
         stopped: Whether it is the current round of a training that its actor has stopped, or that stops after it.
         cohort: Who takes part in it; None for all participants.
         participant_ids: The registered participants, who need not be members.
-        awaited: Of a pending round, these by name.
+        awaited: Of a pending round, these by name; left out like `times`.
         wanted: Of a pending round, how many participants must be connected before it opens.
         lack: What the updates that have arrived lack for the aggregation, or a pending round's participants.
     """
 
     round: Round
     policy: RoundPolicy
-    members: tuple[RoundMember, ...]
+    members: tuple[RoundMember, ...] = ()
     rejected_updates: tuple[RejectedUpdate, ...] = ()
+    times: tuple[MemberTimes, ...] = ()
     paused: bool = False
     stopped: bool = False
     cohort: Cohort | None = None
@@ -206,13 +248,13 @@ class RoundView:
             return None
         if self.round.arrived >= self.enough:
             return WaitRule.ALL_UPDATES if self.lack else WaitRule.AFTER_MIN
-        able = len(self.members) - (0 if self.policy.min_updates else self.round.failed)
+        able = self.round.members - (0 if self.policy.min_updates else self.round.failed)
         return WaitRule.MIN_UPDATES if self.enough < able else WaitRule.ALL_UPDATES
 
     @property
     def enough(self) -> int:
         """How many submissions are enough for a round that need not wait any longer."""
-        return enough_updates(self.policy, len(self.members), self.round.failed, self.round.needed)
+        return enough_updates(self.policy, self.round.members, self.round.failed, self.round.needed)
 
     @property
     def when_missed(self) -> OnMissed | None:

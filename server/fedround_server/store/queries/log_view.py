@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from peewee import JOIN, Expression, ModelSelect, Query
 
 from fedround_server.store.db.compiled import compiled_values, in_array
-from fedround_server.store.tables.mapping import ENDED
+from fedround_server.store.tables.mapping import ENDED, NOT_ENDED
 from fedround_server.store.tables.schema import ParticipantRow, TrainingRow
 
 
@@ -58,6 +59,19 @@ def find_open_views(user_id: str) -> list[LogView]:
     return [view for _, view in _views(_open.all(user_id), [user_id])]
 
 
+def find_actor_views(training_ids: Collection[str]) -> list[tuple[str, LogView]]:
+    """Returns the actors of trainings with their views, also of trainings that are removed."""
+    rows = _rows_of_actors().where(in_array(TrainingRow.training_id, training_ids))
+    return [_actor_view(*row) for row in _tuples(rows)]
+
+
+def find_open_actor_views() -> list[tuple[str, LogView]]:
+    """Returns the actors of all trainings that have not ended with their views."""
+    # A condition that names the states uses their index.
+    rows = _rows_of_actors().where(TrainingRow.state.in_(NOT_ENDED), TrainingRow.remove_time.is_null())
+    return [_actor_view(*row) for row in _tuples(rows)]
+
+
 @compiled_values
 def _named(training_ids: Collection[str], user_ids: Collection[str]) -> Query:
     return _rows(in_array(ParticipantRow.user_id, user_ids)).where(in_array(TrainingRow.training_id, training_ids))
@@ -94,6 +108,28 @@ def _rows(participants: Expression) -> "ModelSelect[TrainingRow]":
     ).join(ParticipantRow, JOIN.LEFT_OUTER, on=((ParticipantRow.training_id == TrainingRow.training_id) & participants))
 
 
+def _rows_of_actors() -> "ModelSelect[TrainingRow]":
+    return TrainingRow.select(
+        TrainingRow.training_id,
+        TrainingRow.actor_id,
+        TrainingRow.state,
+        TrainingRow.remove_time,
+        TrainingRow.last_sequence,
+    )
+
+
+def _tuples(rows: "ModelSelect[TrainingRow]") -> Iterable[tuple[Any, ...]]:
+    found: Iterable[tuple[Any, ...]] = rows.tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
+    return found
+
+
+def _actor_view(
+    training_id: str, actor_id: str, state: str, remove_time: datetime | None, last_sequence: int
+) -> tuple[str, LogView]:
+    over = remove_time is not None or state in ENDED
+    return actor_id, LogView(training_id, True, 0, None, last_sequence, over)
+
+
 def _views(rows: Iterable[tuple[Any, ...]], user_ids: Collection[str]) -> Iterator[tuple[str, LogView]]:
     """Returns users with their views, from what `_rows` found."""
     wanted, steered = frozenset(user_ids), set()
@@ -101,6 +137,6 @@ def _views(rows: Iterable[tuple[Any, ...]], user_ids: Collection[str]) -> Iterat
         over = remove_time is not None or state in ENDED
         if actor_id in wanted and training_id not in steered:
             steered.add(training_id)
-            yield actor_id, LogView(training_id, True, 0, None, last_sequence, over)
+            yield _actor_view(training_id, actor_id, state, remove_time, last_sequence)
         if user_id not in (None, actor_id):
             yield user_id, LogView(training_id, False, after, until, last_sequence, over or until is not None)

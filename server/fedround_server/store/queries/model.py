@@ -9,6 +9,7 @@ from fedround_server.domain.errors import FieldInvalid, ModelNotFound
 from fedround_server.domain.model import Model
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.db.rows import locked
+from fedround_server.store.queries.shadow import find_shadow
 from fedround_server.store.queries.version import known_version
 from fedround_server.store.tables.mapping import to_model
 from fedround_server.store.tables.schema import ModelRow, ParticipantRow, TrainingRow
@@ -55,6 +56,20 @@ def visible_model(model_id: str, user_id: str, *, whole: bool = False) -> ModelR
     if row is None:
         raise ModelNotFound(model_id)
     return row
+
+
+def find_owner_of_trained(model_id: str) -> str | None:
+    """Returns the owner of a model that a training works or worked on, or a shadow aggregation of one.
+
+    None if there is no such model, or if its training is removed.
+    """
+    shadow = find_shadow(model_id)
+    of_training = TrainingRow.model_id == model_id if shadow is None else TrainingRow.training_id == shadow.training_id
+    row: TrainingRow | None = (
+        TrainingRow.select(TrainingRow.actor_id).where(of_training, TrainingRow.remove_time.is_null()).first()
+    )
+    # Only the owner of a model trains it.
+    return None if row is None else str(row.actor_id)
 
 
 def with_latest(row: ModelRow) -> Model:

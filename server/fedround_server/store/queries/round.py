@@ -68,6 +68,13 @@ def find_round(training_id: str, number: int) -> RoundRow | None:
     return _round.first(training_id, number)
 
 
+def page_rounds(training: TrainingRow, before: int | None, limit: int) -> list[RoundRow]:
+    """Returns the rounds of a training below a number, the latest first."""
+    below = training.round + 1 if before is None else before
+    rows = RoundRow.select().where(RoundRow.training_id == training.training_id, RoundRow.number < below)
+    return list(rows.order_by(RoundRow.number.desc()).limit(limit))
+
+
 def next_number(training: TrainingRow) -> int:
     """Returns the number of the first round of a training that is not open yet."""
     current = find_round(training.training_id, training.round)

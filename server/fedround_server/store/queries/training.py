@@ -6,7 +6,7 @@ by their time which ids exist.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from peewee import ModelSelect, fn
 
@@ -19,6 +19,7 @@ from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import is_participant, participant_ids, present_parts
 from fedround_server.store.queries.privacy import find_accounts
 from fedround_server.store.queries.shadow import find_shadow, shadow_models
+from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.mapping import ENDED, to_training
 from fedround_server.store.tables.schema import ParticipantRow, RoundRow, TrainingClientsRow, TrainingRow
 
@@ -155,32 +156,45 @@ def page_trainings(
     return list(rows.order_by(TrainingRow.create_time.desc(), TrainingRow.training_id.desc()).limit(limit))
 
 
+def page_all_trainings(before: tuple[datetime, str] | None, limit: int) -> list[TrainingRow]:
+    """Returns the trainings of all users, the newest first, behind a (create_time, id)."""
+    # The bound of the first page, which is no limit, makes both kinds of database use the index.
+    time, training_id = before or (datetime.max.replace(tzinfo=UTC), "")
+    rows = TrainingRow.select().where(
+        TrainingRow.remove_time.is_null(),
+        TrainingRow.create_time <= time,
+        (TrainingRow.create_time < time) | (TrainingRow.training_id < training_id),
+    )
+    return list(rows.order_by(TrainingRow.create_time.desc(), TrainingRow.training_id.desc()).limit(limit))
+
+
 def load_trainings(
-    rows: Sequence[TrainingRow], *, listed: bool = False, viewer_id: str | None = None
+    rows: Sequence[TrainingRow], *, listed: bool = False, reader_id: str | None = None
 ) -> list[Training]:
     """Reads trainings by a constant number of queries.
 
     Args:
         rows: The trainings.
         listed: Whether they are for a list, which names no participants.
-        viewer_id: The participant that reads: it sees no other participant's id. None for the actor.
+        reader_id: The participant that reads: it sees no other participant's id. None for the actor.
     """
     ids = [row.training_id for row in rows]
     clients: dict[str, list[str]] = {}
     participants: dict[str, list[str]] = {training_id: [] for training_id in ids}
     if not listed:
-        for part in _participants(ids, viewer_id):
+        for part in _participants(ids, reader_id):
             participants[part.training_id].append(part.user_id)
-        if viewer_id is None:
+        if reader_id is None:
             named = TrainingClientsRow.select().where(TrainingClientsRow.training_id.in_(ids))
             clients = {row.training_id: row.client_ids for row in named}
     rounds = _current_rounds(ids)
+    names = user_names(sorted({row.actor_id for row in rows}))
     private = [row.training_id for row in rows if not listed and "differential_privacy" in row.spec["aggregation"]]
     accounts = find_accounts(private) if private else {}
     failures = {
         training_id: tuple(list_failures(training_id, current.number, MAX_NAMED))
         for training_id, current in rounds.items()
-        if current.failed and not listed and viewer_id is None
+        if current.failed and not listed and reader_id is None
     }
     found = [
         to_training(
@@ -191,15 +205,16 @@ def load_trainings(
             failures.get(row.training_id, ()),
             # That of the next round.
             {} if listed else find_config(row.training_id, row.round + 1),
-            find_client_config(row.training_id, row.round + 1) if not listed and viewer_id is None else {},
+            find_client_config(row.training_id, row.round + 1) if not listed and reader_id is None else {},
             shadow_models(row.training_id)
-            if not listed and viewer_id is None and "shadow" in row.spec["aggregation"]
+            if not listed and reader_id is None and "shadow" in row.spec["aggregation"]
             else (),
             accounts.get(row.training_id),
+            names.get(row.actor_id, ""),
         )
         for row in rows
     ]
-    return list(map(_for_participants, found)) if listed or viewer_id is not None else found
+    return list(map(_for_participants, found)) if listed or reader_id is not None else found
 
 
 def _for_participants(training: Training) -> Training:
@@ -211,11 +226,11 @@ def _training(training_id: str) -> "ModelSelect[TrainingRow]":
     return TrainingRow.select().where(TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null())
 
 
-def _participants(training_ids: Sequence[str], viewer_id: str | None) -> "ModelSelect[ParticipantRow]":
+def _participants(training_ids: Sequence[str], reader_id: str | None) -> "ModelSelect[ParticipantRow]":
     rows = ParticipantRow.select(ParticipantRow.training_id, ParticipantRow.user_id).where(
         ParticipantRow.training_id.in_(training_ids), ParticipantRow.remove_time.is_null()
     )
-    return rows if viewer_id is None else rows.where(ParticipantRow.user_id == viewer_id)
+    return rows if reader_id is None else rows.where(ParticipantRow.user_id == reader_id)
 
 
 def _current_rounds(training_ids: Sequence[str]) -> dict[str, RoundRow]:

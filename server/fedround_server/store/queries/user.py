@@ -33,13 +33,18 @@ def lock_user(user_id: str, strength: str = "FOR NO KEY UPDATE") -> bool:
     return locked(rows, strength).first() is not None
 
 
-def unknown_users(user_ids: Iterable[str]) -> list[str]:
-    """Returns the ids without a user; the users of the others cannot be removed before the transaction ends."""
+def unknown_clients(user_ids: Iterable[str]) -> list[str]:
+    """Returns the ids without a user that can take part in trainings: viewers cannot.
+
+    The users of the others cannot be removed before the transaction ends.
+    """
     wanted = sorted(set(user_ids))
     known: set[str] = set()
     for start in range(0, len(wanted), BATCH_ROWS):
         rows = UserRow.select(UserRow.user_id).where(
-            UserRow.user_id.in_(wanted[start : start + BATCH_ROWS]), UserRow.remove_time.is_null()
+            UserRow.user_id.in_(wanted[start : start + BATCH_ROWS]),
+            UserRow.role != Role.VIEWER.value,
+            UserRow.remove_time.is_null(),
         )
         known.update(row.user_id for row in locked(rows.order_by(UserRow.user_id), "FOR KEY SHARE"))
     return sorted(set(wanted) - known)

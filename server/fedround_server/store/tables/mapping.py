@@ -62,6 +62,7 @@ from fedround_server.store.tables.transport import TRANSPORT_KEYS, from_transpor
 
 DEADLINE = InstantField(null=True)
 ENDED = tuple(state.value for state in TrainingState if state.is_ended)
+NOT_ENDED = tuple(state.value for state in TrainingState if not state.is_ended)
 PAYLOADS: Mapping[str, type[Payload]] = {kind.__name__: kind for kind in get_args(Payload)}
 
 
@@ -238,6 +239,7 @@ def to_training(
     client_config: Mapping[str, Config] | None = None,
     shadow_model_ids: tuple[str, ...] = (),
     account: PrivacyAccount | None = None,
+    actor_name: str = "",
 ) -> Training:
     """Reads a training, with its current round if it has one, and its configuration if that is to be shown."""
     failure = None
@@ -268,6 +270,7 @@ def to_training(
         round_closed=current is not None and RoundState(current.state).is_closed,
         shadow_model_ids=shadow_model_ids,
         account=account,
+        actor_name=actor_name,
     )
 
 

@@ -185,6 +185,8 @@ class TrainingRow(Row):
         indexes = (
             (("actor_id", "request_id"), True),
             (("actor_id", "create_time"), False),
+            # A viewer lists the trainings of all users.
+            (("create_time", "training_id"), False),
         )
 
 

@@ -19,7 +19,9 @@ from fedround_server.domain.policy import patience
 from fedround_server.domain.report import foremost, weighted_means
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import (
+    FIRST_PAGE,
     AwaitedMember,
+    MemberPage,
     PendingRound,
     Round,
     RoundState,
@@ -41,8 +43,9 @@ from fedround_server.store.queries.round import (
     is_member,
     list_unfinished_rounds,
     missing_members,
+    page_rounds,
 )
-from fedround_server.store.queries.round_status import view
+from fedround_server.store.queries.round_status import summaries, view
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
 from fedround_server.store.queries.version import model_info
 from fedround_server.store.tables.mapping import from_facts, to_round, to_spec
@@ -309,15 +312,36 @@ class RoundVerbs(Verbs):
         return None if row is None else to_round(row)
 
     @snapshot
-    def explain(self, training_id: str, number: int | None, actor_id: str) -> RoundView:
-        """Returns a round, by default the current one, with its members and rejected submissions.
+    def explain(self, training_id: str, number: int | None, actor_id: str, page: MemberPage = FIRST_PAGE) -> RoundView:
+        """Returns a round, by default the current one, with a page of its members, and with rejected submissions.
 
         Raises:
             TrainingNotFound: The user has no part in such a training.
             NotActor: The caller is a participant.
             RoundNotFound: There is no such round (yet).
         """
-        return view(*_round_of_actor(training_id, number, actor_id, "look into"))
+        return view(*_round_of_actor(training_id, number, actor_id, "look into"), page)
+
+    @snapshot
+    def summarize(self, training_id: str, number: int | None, actor_id: str) -> RoundView:
+        """Returns a round like `explain`, without what is known of single members.
+
+        Raises:
+            FedroundError: As `explain`.
+        """
+        training, row = _round_of_actor(training_id, number, actor_id, "look into")
+        return summaries(training, [row])[0]
+
+    @snapshot
+    def page(self, training_id: str, actor_id: str, before: int | None, limit: int) -> list[RoundView]:
+        """Returns the rounds of a training below a number, the latest first, like `summarize`.
+
+        Raises:
+            TrainingNotFound: The user has no part in such a training.
+            NotActor: The caller is a participant.
+        """
+        training = _training_of_actor(training_id, actor_id, "look into")
+        return summaries(training, page_rounds(training, before, limit))
 
 
 def _round_of_participant(training_id: str, number: int, user_id: str) -> tuple[TrainingRow, RoundRow]:
@@ -333,11 +357,16 @@ def _round_of_participant(training_id: str, number: int, user_id: str) -> tuple[
 
 def _round_of_actor(training_id: str, number: int | None, actor_id: str, purpose: str) -> tuple[TrainingRow, RoundRow]:
     """Returns a training and one of its rounds, by default the current one, for its actor."""
-    training = find_visible(training_id, actor_id)
-    if training.actor_id != actor_id:
-        raise NotActor(f"only the actor may {purpose} rounds: ask the actor")
+    training = _training_of_actor(training_id, actor_id, purpose)
     wanted = training.round if number is None else number
     row = find_round(training_id, wanted)
     if row is None:
         raise RoundNotFound(wanted, training_id)
     return training, row
+
+
+def _training_of_actor(training_id: str, actor_id: str, purpose: str) -> TrainingRow:
+    training = find_visible(training_id, actor_id)
+    if training.actor_id != actor_id:
+        raise NotActor(f"only the actor may {purpose} rounds: ask the actor")
+    return training

@@ -44,7 +44,7 @@ from fedround_server.store.queries.training import (
     lock_visible,
     page_trainings,
 )
-from fedround_server.store.queries.user import lock_user, unknown_users
+from fedround_server.store.queries.user import lock_user, unknown_clients
 from fedround_server.store.queries.version import model_info, stored_version
 from fedround_server.store.tables.mapping import from_spec, to_manifest, to_spec
 from fedround_server.store.tables.schema import ModelRow, TrainingClientsRow, TrainingRow
@@ -157,7 +157,7 @@ class TrainingVerbs(Verbs):
         row = find_visible(training_id, user_id)
         if row.actor_id != user_id and not is_participant(training_id, user_id):
             raise TrainingNotFound(training_id)
-        return load_trainings([row], viewer_id=_other_than_actor(row, user_id))[0]
+        return load_trainings([row], reader_id=_other_than_actor(row, user_id))[0]
 
     @snapshot
     def page(self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int) -> list[Training]:
@@ -174,7 +174,7 @@ class TrainingVerbs(Verbs):
             TrainingEnded: The training is over.
             UnknownClients: Some are of no user; nothing is changed.
         """
-        unknown = unknown_users(client_ids)
+        unknown = unknown_clients(client_ids)
         row = lock_steered(training_id, actor_id)
         if state_of(row).is_ended:
             raise TrainingEnded(f"the training {training_id} is {row.state}: register clients in a new one")
@@ -213,7 +213,7 @@ class TrainingVerbs(Verbs):
         if leaving == present and state_of(row).is_running:
             raise LastParticipant("a running training keeps one participant: remove the training (force) instead")
         closed = bool(leaving) and leave(row, sorted(leaving), now)
-        return load_trainings([row], viewer_id=_other_than_actor(row, caller_id))[0], closed
+        return load_trainings([row], reader_id=_other_than_actor(row, caller_id))[0], closed
 
     @verb
     def remove(self, training_id: str, actor_id: str, *, force: bool, now: datetime) -> None:
@@ -278,9 +278,9 @@ class TrainingVerbs(Verbs):
 
 def _refuse_unknown(spec: TrainingSpec) -> None:
     """Refuses a spec that names users who do not exist: as participants, or as those that its aggregation needs."""
-    _refuse(unknown_users(spec.client_ids))
+    _refuse(unknown_clients(spec.client_ids))
     for rule in spec.aggregation.rules:
-        if unknown := unknown_users(rule.required_users()):
+        if unknown := unknown_clients(rule.required_users()):
             raise UnknownClients(unknown, field=f"spec.aggregation.{rule.name}")
 
 
