@@ -22,6 +22,7 @@ _IDEMPOTENT = {
     "ModelService": ("GetModel", "GetModels", "GetModelVersions", "TagModelVersion", "GetMetrics"),
     "RoundService": ("GetUpload", "ReportFailure", "GetRound"),
     "InferenceService": ("Predict",),
+    "ServerService": ("GetServerStatus",),
 }
 
 _SERVICE_CONFIG = {

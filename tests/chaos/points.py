@@ -27,6 +27,7 @@ READERS = {
         *("counterfactual.prepare", "counterfactual.find"),
     ),
     *("training.prepare", "training.get", "training.page"),
+    "server.usage",
     *("user.get", "user.page", "credential.admins"),
 }
 # No client can bring this about: a round fails when the engine is broken, and only files of earlier versions have no

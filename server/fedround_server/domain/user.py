@@ -14,6 +14,7 @@ class Role(enum.Enum):
     ADMIN = "ADMIN"
     ACTOR = "ACTOR"
     CLIENT = "CLIENT"
+    VIEWER = "VIEWER"
 
 
 @dataclass(frozen=True, slots=True)
