@@ -11,9 +11,9 @@ import grpc
 
 from fedround.v1 import model_pb2, model_pb2_grpc
 from fedround_client.payload import CHUNK
+from fedround_server.counters import Counters
 from fedround_server.grpc_server import OPTIONS, SERVICES
 from fedround_server.host.allocator import keep_freed_blocks
-from fedround_server.counters import Counters
 from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
 from fedround_wire.chunk_codec import ChunkMessage
 

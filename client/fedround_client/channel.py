@@ -22,7 +22,6 @@ _IDEMPOTENT = {
     "ModelService": ("GetModel", "GetModels", "GetModelVersions", "TagModelVersion", "GetMetrics"),
     "RoundService": ("GetUpload", "ReportFailure", "GetRound"),
     "InferenceService": ("Predict",),
-    "ServerService": ("GetServerStatus",),
 }
 
 _SERVICE_CONFIG = {

@@ -45,7 +45,7 @@ ASK_SECONDS = 5.0
 MAX_NAMES = 10
 """How many missing participants an error names."""
 
-TrainingRoleName: TypeAlias = Literal["ACTOR", "CLIENT"]
+TrainingRoleName: TypeAlias = Literal["ACTOR", "CLIENT", "VIEWER"]
 
 
 class TrainingCalls:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedround.v1 import model_pb2, round_pb2, training_pb2
-from fedround_server.grpc_server import SERVICES
 from fedround_server.counters import Counters
+from fedround_server.grpc_server import SERVICES
 from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
 from fedround_wire.chunk_codec import ChunkCodec, ChunkMessage
 

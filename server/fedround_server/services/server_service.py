@@ -3,7 +3,6 @@
 from fedround.v1 import server_pb2, server_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.server_status import ServerStatus
-from fedround_server.domain.training import TrainingState
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert
 
@@ -45,7 +44,7 @@ def _status(found: ServerStatus) -> server_pb2.ServerStatus:
         updates_rejected=counters.updates_rejected,
         participant_failures=counters.failures.total(),
         rounds_done=counters.aggregating.count,
-        running_trainings=store.trainings[TrainingState.ONGOING],
+        running_trainings=sum(count for state, count in store.trainings.items() if state.is_running),
         worker=server_pb2.WorkerStatus(
             jobs_waiting=sum(queue.waiting for queue in counters.queues.values()),
             jobs_running=sum(queue.running for queue in counters.queues.values()),
