@@ -18,7 +18,7 @@ ROUND_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600, 7 * 24 * 360
 FAILURES = frozenset(
     {
         *("ABSENT", "TRAIN_FAILED", "EVALUATE_FAILED", "SWAG_FAILED", "UNSUPPORTED_ROUND", "BASE_MISSING"),
-        *("UPDATE_MISMATCH", "UPDATE_NORM", "UPDATE_NOT_FINITE", "NUM_EXAMPLES", "MODEL_TOO_LARGE"),
+        *("TENSORS_MISMATCH", "UPDATE_MISMATCH", "UPDATE_NORM", "UPDATE_NOT_FINITE", "UPDATE_STALE", "NUM_EXAMPLES"),
     }
 )
 """The reasons of failures that are counted by themselves: the server's and the SDK's. Participants may report any."""

@@ -19,10 +19,10 @@ from fedround_client.command.top_rates import Rates
 from fedround_client.printable import one_line
 from fedround_client.round_number import planned_rounds
 
-WIDE = 120
+WIDE = 140
 """Columns from which on there is room for the busiest methods."""
 METHODS = 8
-SUMMARY_LINES = 14
+SUMMARY_LINES = 15
 """Lines of the screen besides those of trainings."""
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -70,12 +70,10 @@ class View:
         width = options.max_width
         yield self._title(width)
         yield Text()
-        screen = Table.grid(padding=(0, 4), expand=True)
         if width < WIDE:
             yield self._summary()
         else:
-            screen.add_column(ratio=3)
-            screen.add_column(ratio=2)
+            screen = Table.grid(padding=(0, 4))
             screen.add_row(self._summary(), self._methods())
             yield screen
         if self.trainings:
@@ -113,7 +111,7 @@ class View:
         yield "traffic", f"{_size(rates.received_bytes)}/s in, {_size(rates.sent_bytes)}/s out", ""
         yield (
             "streams",
-            f"{status.uploads} uploads, {status.downloads} downloads, {status.subscriptions:,} subscriptions",
+            f"uploads: {status.uploads}, downloads: {status.downloads}, subscriptions: {status.subscriptions:,}",
             "",
         )
         rejected = f": {_by_name(rates.rejected)}" if rates.rejected else ""
@@ -123,12 +121,12 @@ class View:
             f" {_rate(rates.failures)} failures",
             "yellow" if rates.rejected or rates.failures else "",
         )
-        yield "rounds", f"{_rate(rates.rounds)} done; {status.running_trainings} trainings running", ""
+        yield "rounds", f"{_rate(rates.rounds)} done; running trainings: {status.running_trainings}", ""
         yield "server", f"CPU {rates.cpu:.0%} of a core, memory {_size(status.memory_bytes)}", ""
         yield (
             "worker",
-            f"{worker.jobs_running} jobs running, {worker.jobs_waiting} waiting, {_rate(rates.jobs)} done;"
-            f" memory {_size(worker.memory_bytes)}; {worker.crashes} crashes",
+            f"jobs: {worker.jobs_running} running, {worker.jobs_waiting} waiting, {_rate(rates.jobs)} done;"
+            f" memory {_size(worker.memory_bytes)}; crashes: {worker.crashes}",
             "yellow" if worker.crashes else "",
         )
         yield (
@@ -142,10 +140,10 @@ class View:
         yield (
             "disk",
             f"{bar(disk)} {_size(disk.free_bytes)} free of {_size(disk.total_bytes)};"
-            f" files {_size(disk.stored_bytes)} of {_size(disk.max_stored_bytes)},"
             f" unfinished uploads {_size(disk.unfinished_bytes)}",
             "",
         )
+        yield "", f"files {_size(disk.stored_bytes)}, of at most {_size(disk.max_stored_bytes)}", ""
         limits = (
             f"models are refused below {_size(disk.min_free_bytes)} free, updates below"
             f" {_size(disk.min_free_bytes / 2)}{soon}"
