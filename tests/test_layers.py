@@ -36,9 +36,7 @@ def layer(own: str | None, foreign: str = "") -> Layer:
 LAYERS = {
     "__init__": layer(""),
     "domain": layer(""),
-    "wakeups": layer(""),
-    "failpoints": layer(""),
-    "counters": layer(""),
+    **dict.fromkeys(("wakeups", "failpoints", "counters"), layer("")),
     "host": layer("", "fedround_wire"),
     "blobs": layer("domain failpoints host", "google_crc32c"),
     "aggregators": layer("domain", "torch numpy"),
