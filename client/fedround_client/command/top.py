@@ -11,14 +11,13 @@ from itertools import islice
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from fedround.v1.server_pb2 import ServerStatus
 from fedround.v1.training_pb2 import TRAINING_STATE_ONGOING, TRAINING_STATE_SWAG_ROUND, Training
 from fedround.v1.user_pb2 import ROLE_VIEWER
 from fedround_client.client import Client
-from fedround_client.command.output import Format, FormatOption, as_dict, echo, echo_json
+from fedround_client.command.output import Format, FormatOption, as_dict, echo, echo_json, stdout_console
 from fedround_client.command.session import Session
 from fedround_client.command.top_rates import DiskTrend, rates_between
 from fedround_client.command.top_view import View
@@ -106,13 +105,12 @@ class _Trainings:
 def _shown(*, live: bool, form: Format) -> Iterator[Callable[[View], None]]:
     """Yields what shows a view: on a screen of its own if it is live, else as lines."""
     if live:
-        console = Console(markup=False, highlight=False)
-        with Live(console=console, screen=True, auto_refresh=False) as screen:
+        with Live(console=stdout_console(), screen=True, auto_refresh=False) as screen:
             yield lambda view: screen.update(view, refresh=True)
     elif form is Format.JSON:
         yield _show_json
     elif sys.stdout.isatty():
-        yield Console(markup=False, highlight=False).print
+        yield stdout_console().print
     else:
         yield lambda view: echo(view.problem or view.line())
 

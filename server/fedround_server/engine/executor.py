@@ -81,7 +81,7 @@ class Engine(Protocol):
         """
 
     def process_ids(self) -> Mapping[str, int]:
-        """Returns the ids of the processes that run, by the names of their queues in `Counters`."""
+        """Returns the ids of the processes that were started, by the names of their queues in `Counters`."""
 
 
 class WorkerEngine:
@@ -182,7 +182,7 @@ class WorkerEngine:
                 raise
 
     def process_ids(self) -> Mapping[str, int]:
-        """Returns the ids of the processes that run."""
+        """Returns the ids of the processes that were started."""
         workers = {"worker": self._worker, "predictor": self._predictor, "accountant": self._accountant}
         return {name: one.process_id for name, one in workers.items() if one.process_id is not None}
 

@@ -62,7 +62,7 @@ class Worker:
 
     @property
     def process_id(self) -> int | None:
-        """The id of the process; None if it is not running."""
+        """The id of the process, which may just have ended; None if none was started."""
         return None if self._pool is None else self._pool.process_id
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -128,7 +128,8 @@ class _Pool:
 
     @property
     def process_id(self) -> int | None:
-        return next((process.pid for process in self._context.processes if process.is_alive()), None)
+        # Whether it is alive is not asked: that would take its exit code from the executor's thread.
+        return next((process.pid for process in self._context.processes), None)
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         self._jobs = [job for job in self._jobs if not _is_over(job)]
