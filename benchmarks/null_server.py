@@ -11,6 +11,7 @@ import grpc
 
 from fedround.v1 import model_pb2, model_pb2_grpc
 from fedround_client.payload import CHUNK
+from fedround_server.counters import Counters
 from fedround_server.grpc_server import OPTIONS, SERVICES
 from fedround_server.host.allocator import keep_freed_blocks
 from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
@@ -39,7 +40,7 @@ class NullService(model_pb2_grpc.ModelServiceServicer):
 def lean_server() -> grpc.aio.Server:
     """Makes a server with the options, the codec and the allocator of a fedround server, and nothing else."""
     keep_freed_blocks()
-    return grpc.aio.server(options=OPTIONS, interceptors=[ChunkCodecInterceptor(SERVICES)])
+    return grpc.aio.server(options=OPTIONS, interceptors=[ChunkCodecInterceptor(SERVICES, Counters())])
 
 
 async def main() -> None:

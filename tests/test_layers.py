@@ -36,17 +36,17 @@ def layer(own: str | None, foreign: str = "") -> Layer:
 LAYERS = {
     "__init__": layer(""),
     "domain": layer(""),
-    "wakeups": layer(""),
-    "failpoints": layer(""),
+    **dict.fromkeys(("wakeups", "failpoints", "counters"), layer("")),
     "host": layer("", "fedround_wire"),
     "blobs": layer("domain failpoints host", "google_crc32c"),
     "aggregators": layer("domain", "torch numpy"),
-    "store": layer("domain failpoints aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
-    "engine": layer("domain host blobs aggregators", "cachetools torch safetensors numpy dp_accounting"),
-    "coordinator": layer("domain wakeups failpoints blobs store engine", "structlog"),
+    "store": layer("domain failpoints counters aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
+    "engine": layer("domain host counters blobs aggregators", "cachetools torch safetensors numpy dp_accounting"),
+    "coordinator": layer("domain wakeups failpoints host counters blobs store engine", "structlog"),
     "methods": layer("domain"),
     "interceptors": layer(
-        "domain host coordinator methods", "fedround_wire grpc grpc_status google.protobuf google.rpc structlog"
+        "domain host counters coordinator methods",
+        "fedround_wire grpc grpc_status google.protobuf google.rpc structlog",
     ),
     "services": layer(
         "domain coordinator interceptors aggregators",
@@ -57,9 +57,10 @@ LAYERS = {
     "logs": layer("domain", "structlog"),
     "audit": layer("domain store config", "pydantic"),
     "grpc_server": layer(
-        "domain host coordinator methods interceptors services config tls",
+        "domain host counters coordinator methods interceptors services config tls",
         "fedround google.rpc grpc grpc_channelz grpc_health grpc_reflection",
     ),
+    "metrics_port": layer("counters coordinator", "prometheus_client structlog"),
     "start_errors": layer(""),
     "app": layer(None, "structlog"),
     "__main__": layer(None, "pydantic structlog"),

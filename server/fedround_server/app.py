@@ -16,6 +16,7 @@ import structlog
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator
+from fedround_server.counters import Counters
 from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import PredictionFault
 from fedround_server.engine.process import allow_many_files
@@ -25,6 +26,7 @@ from fedround_server.host import allocator
 from fedround_server.host.folder import make_narrow, make_private
 from fedround_server.host.sync import skip_syncs, sync_file, sync_folder
 from fedround_server.methods import check_methods
+from fedround_server.metrics_port import metrics_port
 from fedround_server.store import Store
 from fedround_server.store.db.problems import explained
 from fedround_server.wakeups import Hub
@@ -59,6 +61,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         _restrict(settings.data_dir)
         blobs = LocalBlobs(settings.data_dir)
         blobs.check_writable()
+        counters = Counters()
         # Before any gRPC object exists.
         engine = stack.enter_context(
             WorkerEngine(
@@ -67,6 +70,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 settings.predict_bytes,
                 settings.aggregation_threads,
                 no_sync=settings.no_sync,
+                counters=counters,
             )
         )
         await _check_architectures(engine, settings)
@@ -75,7 +79,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             # None of these is written before there is a database.
             _check_unused(settings.data_dir, f"{database} is missing or empty", ("admin.token", "objects/*/*"))
         with explained(database):
-            store = stack.enter_context(Store(database, no_sync=settings.no_sync))
+            store = stack.enter_context(Store(database, no_sync=settings.no_sync, counters=counters))
             if not await store.users.page(None, "", 1):
                 _check_unused(settings.data_dir, "the database is empty", ("objects/*/*",))
             elif settings.id_seed is not None:
@@ -89,6 +93,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 tasks,
                 settings.limits,
                 architectures=settings.architectures,
+                counters=counters,
                 new_id=_new_ids(settings.id_seed),
                 new_user_id=_new_user_ids(settings.id_seed),
             )
@@ -98,19 +103,20 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 await coordinator.recover()
                 if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
                     log.info("no admin had a valid token: wrote a new one to the file", path=str(token_file))
-            server = GrpcServer(settings, coordinator)
+            server = GrpcServer(settings, coordinator, counters)
             tasks.create_task(allocator.give_back(server.take_load), name="give memory back")
             address = server.bind()
             tasks.create_task(server.watch_connections(), name="watch connections")
-            reached("start.bound")
-            await server.start()
-            try:
-                yield address
-            finally:
-                await server.start_draining()
-                coordinator.start_draining()
-                await server.stop(settings.grace_seconds)
-                await coordinator.close()
+            async with metrics_port(settings.metrics_address, coordinator.status.read):
+                reached("start.bound")
+                await server.start()
+                try:
+                    yield address
+                finally:
+                    await server.start_draining()
+                    coordinator.start_draining()
+                    await server.stop(settings.grace_seconds)
+                    await coordinator.close()
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:

@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     )
 
     listen: str = Field("127.0.0.1:50051", description="Address to listen on; port 0 takes a free one.")
+    metrics_listen: str = Field(
+        "", description="Address for Prometheus, such as 127.0.0.1:9464, on a port of its own; empty for none."
+    )
     data_dir: Path = Field(Path("fedround-data"), description="Directory of the database, the files and admin.token.")
     database: str = Field("", description="postgresql:// URL; empty for a SQLite file in the data directory.")
     tls_cert: Path | None = Field(None, description="PEM file with the certificate chain.")
@@ -147,6 +150,11 @@ class Settings(BaseSettings):
                 f"{host} is not a loopback address, and without TLS tokens would be sent in plain text:"
                 " set tls_cert and tls_key, or --insecure if something else encrypts the connections"
             )
+        if self.metrics_address is not None and not self.insecure and not _is_loopback(self.metrics_address[0]):
+            raise ValueError(
+                f"metrics_listen: {self.metrics_address[0]} is not a loopback address, and everybody who reaches it can"
+                " read the metrics: use one, or set --insecure if something else restricts the access"
+            )
         if not self.max_model_bytes <= self.max_unfinished_bytes_per_user <= self.max_unfinished_bytes:
             raise ValueError(
                 "max_unfinished_bytes must be at least max_unfinished_bytes_per_user, and that at least max_model_bytes"
@@ -180,10 +188,19 @@ class Settings(BaseSettings):
     @property
     def address(self) -> tuple[str, int]:
         """The host and the port to listen on."""
-        host, separator, port = self.listen.rpartition(":")
-        if not separator or not port.isdigit() or int(port) > 65535 or not host:
-            raise ValueError(f"listen: {self.listen!r} is not HOST:PORT")
-        return host.strip("[]"), int(port)
+        return _parse_address("listen", self.listen)
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """The host and the port to serve metrics on; None for no metrics."""
+        return _parse_address("metrics_listen", self.metrics_listen) if self.metrics_listen else None
+
+
+def _parse_address(name: str, text: str) -> tuple[str, int]:
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65535 or not host:
+        raise ValueError(f"{name}: {text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
 
 
 def _duration(seconds: float | None) -> timedelta | None:

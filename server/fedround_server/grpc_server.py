@@ -25,6 +25,8 @@ from fedround.v1 import (
     model_pb2_grpc,
     round_pb2,
     round_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
     training_pb2,
     training_pb2_grpc,
     user_pb2,
@@ -33,6 +35,7 @@ from fedround.v1 import (
 from fedround_server import tls
 from fedround_server.config import Settings
 from fedround_server.coordinator import Coordinator
+from fedround_server.counters import Counters
 from fedround_server.domain.errors import TooManyStreams, TooManyUploads
 from fedround_server.host.connections import Connections
 from fedround_server.interceptors.auth import AuthInterceptor
@@ -53,6 +56,7 @@ from fedround_server.services.health_service import HealthService
 from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
 from fedround_server.services.round_service import RoundService
+from fedround_server.services.server_service import ServerService
 from fedround_server.services.training_service import TrainingService
 from fedround_server.services.user_service import UserService
 
@@ -69,6 +73,7 @@ SERVICES = tuple(
         model_pb2,
         inference_pb2,
         audit_pb2,
+        server_pb2,
         health_pb2,
         reflection_pb2,
         channelz_pb2,
@@ -102,10 +107,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 class GrpcServer:
     """A server over the use cases of a coordinator."""
 
-    def __init__(self, settings: Settings, coordinator: Coordinator) -> None:
+    def __init__(self, settings: Settings, coordinator: Coordinator, counters: Counters) -> None:
         """Makes the server; it listens after `bind`, and serves after `start`."""
         self._settings = settings
-        self._draining = DrainInterceptor()
+        self._draining = DrainInterceptor(counters)
         self._health = HealthService(service.full_name for service in SERVICES)
         self._connections = Connections(
             settings.max_unauthenticated_connections_per_address,
@@ -114,23 +119,28 @@ class GrpcServer:
             _calls_received,
             settings.max_waiting_calls // 2,
         )
+        counters.connections = self._connections.count
         authentication = AuthInterceptor(coordinator.access.admit, self._connections.accept)
         # With a client CA, only its holders can connect.
         is_known = authentication.is_known if settings.tls_client_ca is None else lambda _: True
+
+        def limit(which: Limit, *limits: Any) -> LimitInterceptor:
+            return LimitInterceptor(which, *limits, in_progress=counters.in_progress[which.value])
+
         interceptors = (
             HeadersInterceptor(is_known, self._connections),
-            LogInterceptor(),
+            LogInterceptor(counters),
             ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.record),
             OpenMethodInterceptor(settings.max_calls_per_second_per_user, self._connections),
             UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user, self._connections),
             authentication,
             RateInterceptor(settings.max_calls_per_second_per_user, settings.max_calls_per_second),
-            LimitInterceptor(Limit.UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
-            LimitInterceptor(Limit.DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
-            LimitInterceptor(Limit.SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
+            limit(Limit.UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
+            limit(Limit.DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
+            limit(Limit.SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
             self._draining,
             DecodingInterceptor(),
-            ChunkCodecInterceptor(SERVICES),
+            ChunkCodecInterceptor(SERVICES, counters),
         )
         options = (
             *OPTIONS,
@@ -202,6 +212,7 @@ class GrpcServer:
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator, compressor), server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(coordinator), server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(coordinator), server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(ServerService(coordinator), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), server)
         names = [service.full_name for service in SERVICES]

@@ -53,6 +53,7 @@ READERS = ACTORS | {Role.VIEWER}
 """Those that read what only the actor of a training may read."""
 USERS = CLIENTS | {Role.VIEWER}
 """All. A viewer changes nothing but its own tokens."""
+OPERATORS = frozenset({Role.ADMIN, Role.VIEWER})
 
 METHODS: Mapping[str, Method] = {
     "/fedround.v1.UserService/CreateUser": Method(ADMINS),
@@ -101,6 +102,8 @@ METHODS: Mapping[str, Method] = {
     "/fedround.v1.AuditService/GetContributions": Method(READERS),
     "/fedround.v1.AuditService/ReplayRound": Method(ACTORS, on_drain=OnDrain.REJECT),
     "/fedround.v1.AuditService/ReplayTraining": Method(ACTORS, Limit.DOWNLOADS, OnDrain.REJECT),
+    "/fedround.v1.ServerService/GetServerStatus": Method(OPERATORS),
+    "/fedround.v1.ServerService/CollectFiles": Method(ADMINS),
     "/grpc.health.v1.Health/Check": Method(UNAUTHENTICATED),
     "/grpc.health.v1.Health/List": Method(UNAUTHENTICATED),
     "/grpc.health.v1.Health/Watch": Method(UNAUTHENTICATED, on_drain=OnDrain.END),

@@ -28,6 +28,7 @@ READERS = {
     ),
     *("training.prepare", "training.get", "training.page"),
     *("viewer.actor_of", "viewer.owner_of", "viewer.page_trainings", "viewer.views", "viewer.open_views"),
+    "server.usage",
     *("user.get", "user.page", "credential.admins"),
 }
 # No client can bring this about: a round fails when the engine is broken, and only files of earlier versions have no

@@ -20,6 +20,7 @@ from servers import Server
 
 ADMIN, ACTORS, CLIENTS, UNAUTHENTICATED = {"ADMIN"}, {"ADMIN", "ACTOR"}, {"ADMIN", "ACTOR", "CLIENT"}, None
 READERS, USERS = ACTORS | {"VIEWER"}, CLIENTS | {"VIEWER"}
+OPERATORS = {"ADMIN", "VIEWER"}
 # Independent of the server's own table, so that a change of a permission has to be made twice.
 TABLE: dict[str, dict[str, set[str] | None]] = {
     "fedround.v1.UserService": {
@@ -78,6 +79,7 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "ReplayRound": ACTORS,
         "ReplayTraining": ACTORS,
     },
+    "fedround.v1.ServerService": {"GetServerStatus": OPERATORS, "CollectFiles": ADMIN},
     "grpc.health.v1.Health": {"Check": UNAUTHENTICATED, "List": UNAUTHENTICATED, "Watch": UNAUTHENTICATED},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": UNAUTHENTICATED},
     "grpc.channelz.v1.Channelz": {

@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from calls import TIMEOUT, Person, fails_with, new_id, read_error
+from fedround_server.counters import Counters
 from fedround_server.interceptors.errors import ErrorInterceptor
 from fedround_server.interceptors.log import LogInterceptor
 from servers import Server
@@ -56,7 +57,7 @@ HANDLERS = {
 async def address() -> AsyncIterator[str]:
     """Of a server whose every method fails."""
     interceptors = (
-        LogInterceptor(),
+        LogInterceptor(Counters()),
         ErrorInterceptor(MAX_MESSAGE, lambda *_: pytest.fail("not a fedround error")),
     )
     server = grpc.aio.server(interceptors=interceptors)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedround.v1 import model_pb2, round_pb2, training_pb2
+from fedround_server.counters import Counters
 from fedround_server.grpc_server import SERVICES
 from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
 from fedround_wire.chunk_codec import ChunkCodec, ChunkMessage
@@ -23,7 +24,7 @@ chunks = st.binary(max_size=300) | st.integers(1, 1 << 20).map(lambda size: b"\x
 
 
 def test_streams_of_chunks_are_found() -> None:
-    found = ChunkCodecInterceptor(SERVICES)
+    found = ChunkCodecInterceptor(SERVICES, Counters())
     assert found.uploads.keys() == {
         "/fedround.v1.TrainingService/CreateTraining",
         "/fedround.v1.ModelService/UploadModel",

@@ -39,6 +39,12 @@ def test_a_server_may_listen_on_loopback_without_tls(folder: Path) -> None:
     assert _parse(["--listen", "[::1]:1"]).address == ("::1", 1)
 
 
+def test_metrics_are_served_on_loopback_or_with_consent(folder: Path) -> None:
+    assert _parse([]).metrics_address is None
+    assert _parse(["--metrics-listen", "[::1]:9464"]).metrics_address == ("::1", 9464)
+    assert _parse(["--metrics-listen", "0.0.0.0:9464", "--insecure"]).metrics_address == ("0.0.0.0", 9464)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -47,6 +53,8 @@ def test_a_server_may_listen_on_loopback_without_tls(folder: Path) -> None:
         (["--listen", "50051"], "not HOST:PORT"),
         (["--listen", "127.0.0.1:99999"], "not HOST:PORT"),
         (["--listen", ":50051"], "not HOST:PORT"),
+        (["--metrics-listen", "0.0.0.0:9464"], "metrics_listen: 0.0.0.0 is not a loopback address"),
+        (["--metrics-listen", "9464"], "metrics_listen: '9464' is not HOST:PORT"),
         (["--tls-cert", "a.pem"], "go together"),
         (["--tls-client-ca", "a.pem"], "goes with tls_cert"),
         (["--database", "mysql://a/b"], "postgresql:// URL"),

@@ -22,6 +22,7 @@ import torch
 
 from aggregations import FED_AVG
 from fedround_server.blobs import BlobDamaged
+from fedround_server.counters import JobQueue
 from fedround_server.domain.errors import WorkerKilled
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine.executor import WorkerEngine, WorkerLost
@@ -146,10 +147,14 @@ async def test_jobs_that_wait_survive_their_worker_too(engine: WorkerEngine, tmp
 
 
 async def test_a_job_that_kills_every_worker_is_given_up() -> None:
-    with running(Worker(gc.enable)) as worker:
+    queue = JobQueue()
+    with running(Worker(gc.enable, queue)) as worker:
         with pytest.raises(WorkerLost, match="3 times"):
             await worker.run(os._exit, 1)
         assert await worker.run(abs, -1) == 1
+        assert worker.process_id is not None
+    assert (queue.crashes, queue.in_progress) == (3, 0)
+    assert {kind: found.count for kind, found in queue.jobs.items()} == {"_exit": 1, "abs": 1}
 
 
 async def test_nothing_is_held_against_a_job_whose_workers_are_killed_from_outside() -> None:

@@ -21,7 +21,7 @@ from fedround_client.probe import connection_error
 
 REACH_SECONDS = 5.0
 OPTIONAL = {
-    "server": ("fedround_server", "peewee", "pydantic_settings", "structlog", "torch"),
+    "server": ("fedround_server", "peewee", "prometheus_client", "pydantic_settings", "structlog", "torch"),
     "postgres": ("psycopg", "psycopg_pool"),
     "demo": ("matplotlib", "sklearn"),
 }

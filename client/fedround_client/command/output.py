@@ -183,6 +183,11 @@ def stderr_console() -> Console:
     return Console(stderr=True, markup=False, highlight=False)
 
 
+def stdout_console() -> Console:
+    """Returns such a console on stdout."""
+    return Console(markup=False, highlight=False)
+
+
 @contextmanager
 def live_line(text: str) -> Iterator[Callable[[str], None] | None]:
     """Shows a line on stderr during the block, if that is a terminal; yields what replaces the line by another one."""

@@ -12,7 +12,7 @@ from fedround_client.command.failures import fail
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
-_MODULES = ("fedround_server", "peewee", "pydantic_settings", "structlog", "torch")
+_MODULES = ("fedround_server", "peewee", "prometheus_client", "pydantic_settings", "structlog", "torch")
 
 
 def serve(context: typer.Context) -> None:

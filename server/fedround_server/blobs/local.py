@@ -136,6 +136,11 @@ class LocalBlobs:
         disk = os.statvfs(self.files.objects)
         return disk.f_bavail * disk.f_frsize
 
+    def total_bytes(self) -> int:
+        """Returns the size of the disk."""
+        disk = os.statvfs(self.files.objects)
+        return disk.f_blocks * disk.f_frsize
+
     def measure(self) -> None:
         """Counts `stored_bytes`."""
         folders = [folder for folder in os.scandir(self.files.objects) if folder.is_dir()]

@@ -170,6 +170,9 @@ class Blobs(Protocol):
     def free_bytes(self) -> int:
         """Returns how many more bytes can be stored."""
 
+    def total_bytes(self) -> int:
+        """Returns how many bytes could be stored on an empty disk; other things than blobs may be on it, too."""
+
     def measure(self) -> None:
         """Counts `stored_bytes`; before serving only."""
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from fedround_server.blobs import BlobDamaged, map_disk_full
@@ -73,6 +73,8 @@ class Aggregations:
         # The user whose update closed the round started this task, but does not make the model.
         acting.set("")
         found = False
+        # Since when the closed round waits for its result, over all attempts.
+        closed_times: dict[tuple[int, int], datetime] = {}
         try:
             while not self._stopped:
                 self._again.discard(training_id)
@@ -83,7 +85,9 @@ class Aggregations:
                         if task.round.releases:
                             self._context.hub.notify(training_id)
                         reached("aggregation.found")
-                        await self._aggregate(task)
+                        key = task.round.number, task.round.epoch
+                        closed_times = {key: closed_times.get(key, self._context.clock.now())}
+                        await self._aggregate(task, closed_times[key])
                     elif training_id not in self._again:
                         if not found:
                             await self._follow_up(training_id)
@@ -102,8 +106,8 @@ class Aggregations:
             self.damage.pop(training_id, None)
             self._running.discard(training_id)
 
-    async def _aggregate(self, task: AggregationTask) -> None:
-        """Aggregates a closed round and commits the result, or the failure.
+    async def _aggregate(self, task: AggregationTask, close_time: datetime) -> None:
+        """Aggregates a round that was closed at a time, and commits the result, or the failure.
 
         Raises:
             BlobDamaged: The model that the round started from, or the state of an aggregation, is damaged.
@@ -115,9 +119,10 @@ class Aggregations:
             shadows = [await self._shadows.compute(shadow, job_of(task)) for shadow in task.shadows]
             if self._stopped:
                 return
-            await self._store.commit(
+            if await self._store.commit(
                 closed.training_id, closed.number, closed.epoch, result, now(), state, report, shadows
-            )
+            ):
+                self._context.counters.add_round(close_time - closed.open_time, now() - close_time)
             reached("aggregation.committed")
         except TRANSIENT:
             raise

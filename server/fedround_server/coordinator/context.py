@@ -10,6 +10,7 @@ from typing import Protocol
 from fedround_server.blobs import Blobs
 from fedround_server.coordinator.presence import Presence
 from fedround_server.coordinator.tasks import Tasks
+from fedround_server.counters import Counters
 from fedround_server.domain.limits import DEFAULTS, Limits
 from fedround_server.engine.executor import Engine
 from fedround_server.store import Store
@@ -47,6 +48,7 @@ class Context:
         architectures: The operator's factories of models, by name.
         tasks: Runs what must not stop half way.
         presence: Which users are connected.
+        counters: Counts what the server does.
         new_id: Makes the ids of everything that is created.
         new_user_id: Makes the id of a user with a name; None for `new_id`.
     """
@@ -61,5 +63,6 @@ class Context:
     tasks: Tasks = field(default_factory=Tasks)
     presence: Presence = field(default_factory=Presence)
     clock: Clock = field(default_factory=SystemClock)
+    counters: Counters = field(default_factory=Counters)
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
     new_user_id: Callable[[str], str] | None = None

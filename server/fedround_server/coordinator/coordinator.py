@@ -13,6 +13,7 @@ from fedround_server.coordinator.rejected_updates import RejectedUpdates
 from fedround_server.coordinator.replay import Replays
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.round_status import RoundStatus
+from fedround_server.coordinator.server_status import StatusReader
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.submission import Submissions
 from fedround_server.coordinator.subscription import Subscriptions
@@ -45,6 +46,7 @@ class Coordinator:
         self.inference = Inference(context)
         self.audit = Audit(context)
         self.replays = Replays(context, self.uploads.space)
+        self.status = StatusReader(context, self.uploads.space)
         self._housekeeping = Housekeeping(context, self.rounds, self.uploads)
 
     async def recover(self) -> None:

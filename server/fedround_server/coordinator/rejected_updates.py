@@ -31,14 +31,19 @@ class RejectedUpdates:
 
     @asynccontextmanager
     async def counted(self, training_id: str, number: int, user_id: str) -> AsyncIterator[None]:
-        """Counts the error that the block ends with, if it rejects an update, and raises it again."""
+        """Counts the error that the block ends with, if it rejects an update, and raises it again.
+
+        The counters of the server count errors that do not concern the update, too.
+        """
         try:
             yield
         except UploadOffset:
             # It tells the caller where to continue.
             raise
-        except COUNTED as error:
-            await self._context.tasks.run_shielded(self._count(training_id, number, user_id, error))
+        except FedroundError as error:
+            self._context.counters.updates_rejected[error.reason] += 1
+            if isinstance(error, COUNTED):
+                await self._context.tasks.run_shielded(self._count(training_id, number, user_id, error))
             raise
 
     async def _count(self, training_id: str, number: int, user_id: str, error: FedroundError) -> None:

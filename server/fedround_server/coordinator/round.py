@@ -13,7 +13,7 @@ from fedround_server.coordinator.openings import Openings
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.uploads.receive import Uploads
 from fedround_server.domain.errors import Unavailable
-from fedround_server.domain.failure import printable
+from fedround_server.domain.failure import ABSENT, printable
 from fedround_server.domain.rounds.round import Round, RoundState, UnfinishedRound
 from fedround_server.domain.token import redact
 from fedround_server.failpoints import reached
@@ -127,11 +127,13 @@ class Rounds:
             return self._context.store.submissions.report_failure(training_id, number, user_id, reason, message, now)
 
         closed = await self.next_rounds.when_open(training_id, user_id, report)
+        self._context.counters.add_failures(reason)
         await self._go_on(training_id, closed=closed)
 
     async def _exclude(self, training_id: str, number: int, absent: Mapping[str, str]) -> None:
         """Records that members of an open round are absent."""
         closed = await self._store.exclude_absent(training_id, number, absent, self._context.clock.now())
+        self._context.counters.add_failures(ABSENT, len(absent))
         await self._go_on(training_id, closed=closed)
 
     async def _go_on(self, training_id: str, *, closed: bool) -> None:

@@ -103,15 +103,21 @@ class Submissions:
         await self._context.tasks.run_shielded(self._accept_report(new))
 
     async def _accept_update(self, new: NewUpdate) -> Update:
+        update_id = self._context.new_id()
+
         def submit() -> Awaitable[tuple[Update, bool]]:
-            return self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
+            return self._store.submit_update(update_id, new, self._context.clock.now())
 
         update, closed = await self._next_rounds.when_open(new.training_id, new.user_id, submit)
+        # The same update may have been accepted meanwhile.
+        self._context.counters.updates_accepted += update.update_id == update_id
         self._accepted(new.training_id, closed=closed)
         return update
 
     async def _accept_report(self, new: NewReport) -> None:
-        _, closed = await self._store.submit_report(self._context.new_id(), new, self._context.clock.now())
+        report_id = self._context.new_id()
+        report, closed = await self._store.submit_report(report_id, new, self._context.clock.now())
+        self._context.counters.reports_accepted += report.report_id == report_id
         self._accepted(new.training_id, closed=closed)
 
     def _accepted(self, training_id: str, *, closed: bool) -> None:

@@ -1,13 +1,14 @@
 """Runs jobs in processes of their own; the server's process never loads torch."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Protocol, Self
 
 from cachetools import LRUCache
 
 from fedround_server.blobs import BlobFiles
+from fedround_server.counters import Counters
 from fedround_server.domain.limits import DEFAULTS
 from fedround_server.domain.model import VersionFile
 from fedround_server.domain.prediction import Prediction
@@ -79,6 +80,9 @@ class Engine(Protocol):
             BlobDamaged: A model or the posterior is not what was stored.
         """
 
+    def process_ids(self) -> Mapping[str, int]:
+        """Returns the ids of the processes that were started, by the names of their queues in `Counters`."""
+
 
 class WorkerEngine:
     """An engine in spawned processes, which are replaced when they die. Open it with `with`, before any gRPC server.
@@ -95,6 +99,7 @@ class WorkerEngine:
         aggregation_threads: int = 1,
         *,
         no_sync: bool = False,
+        counters: Counters | None = None,
     ) -> None:
         """Starts nothing yet.
 
@@ -104,11 +109,13 @@ class WorkerEngine:
             predict_bytes: How much memory the operator's code and a prediction may take, beside torch.
             aggregation_threads: How many threads compute an aggregation.
             no_sync: Whether nothing is forced to disk.
+            counters: Where jobs are counted; None for counters of its own.
         """
         self._files = files
-        self._worker = Worker(partial(worker.prepare, no_sync=no_sync))
-        self._predictor = Worker(partial(worker.prepare_predictions, predict_bytes))
-        self._accountant = Worker(worker.prepare_accounting)
+        queues = (counters or Counters()).queues
+        self._worker = Worker(partial(worker.prepare, no_sync=no_sync), queues["worker"])
+        self._predictor = Worker(partial(worker.prepare_predictions, predict_bytes), queues["predictor"])
+        self._accountant = Worker(worker.prepare_accounting, queues["accountant"])
         self._accounts = False
         self._epsilons: LRUCache[tuple[Mechanism, int], float] = LRUCache(EPSILONS)
         self._predicting: asyncio.Lock | None = None
@@ -173,6 +180,11 @@ class WorkerEngine:
                 # The result is not needed any more, and the job would delay the next one.
                 self._predictor.replace()
                 raise
+
+    def process_ids(self) -> Mapping[str, int]:
+        """Returns the ids of the processes that were started."""
+        workers = {"worker": self._worker, "predictor": self._predictor, "accountant": self._accountant}
+        return {name: one.process_id for name, one in workers.items() if one.process_id is not None}
 
     def _start_accountant(self) -> None:
         if not self._accounts:

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, ParamSpec, TypeVar
 
+from fedround_server.counters import JobQueue
 from fedround_server.domain.errors import WorkerKilled
 from fedround_server.host.allocator import keep_freed_blocks
 
@@ -32,12 +33,14 @@ class WorkerLost(RuntimeError):
 class Worker:
     """One spawned process that runs jobs one after the other."""
 
-    def __init__(self, prepare: Callable[[], None]) -> None:
+    def __init__(self, prepare: Callable[[], None], queue: JobQueue | None = None) -> None:
         """Starts nothing yet.
 
         Args:
             prepare: Runs in the process before its first job, and may take its time.
+            queue: Where its jobs are counted; None for a queue of its own.
         """
+        self._queue = queue or JobQueue()
         self._prepare = prepare
         self._pool: _Pool | None = None
 
@@ -57,6 +60,11 @@ class Worker:
             self.end()
             self.start()
 
+    @property
+    def process_id(self) -> int | None:
+        """The id of the process, which may just have ended; None if none was started."""
+        return None if self._pool is None else self._pool.process_id
+
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs a job in the process; a job whose process died is repeated.
 
@@ -64,6 +72,10 @@ class Worker:
             WorkerLost: The process died of it again and again, or cannot start, or the worker has ended.
             WorkerKilled: It was killed from outside each time: the job is not to blame.
         """
+        with self._queue.job(function.__name__.removeprefix("run_")):
+            return await self._run(function, *args, **kwargs)
+
+    async def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         deaths = kills = 0
         while deaths < ATTEMPTS:
             pool = self._pool
@@ -78,6 +90,7 @@ class Worker:
                 counts = job is not None and pool.died_with(job)
                 if self._pool is pool:
                     log.warning("the worker died: another one takes over")
+                    self._queue.crashes += 1
                     self._pool = _Pool(self._prepare)
                 if counts:
                     deaths += 1
@@ -112,6 +125,11 @@ class _Pool:
         self.prepared = self._executor.submit(prepare)
         self._jobs: list[Future[Any]] = []
         self._ending = threading.Lock()
+
+    @property
+    def process_id(self) -> int | None:
+        # Whether it is alive is not asked: that would take its exit code from the executor's thread.
+        return next((process.pid for process in self._context.processes), None)
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         self._jobs = [job for job in self._jobs if not _is_over(job)]

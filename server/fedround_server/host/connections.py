@@ -87,6 +87,11 @@ class Connections:
         count, self._count = self._count, 0
         return count
 
+    def count(self) -> dict[str, int]:
+        """Returns how many open connections of each state the last look at all open files found."""
+        found = [one.peer in self._authenticated for one in self._open.values() if one]
+        return {"authenticated": sum(found), "unauthenticated": len(found) - sum(found)}
+
     def take_call(self) -> None:
         """Records that the server has taken a call."""
         self._taken += 1

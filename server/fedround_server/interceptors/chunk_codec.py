@@ -1,10 +1,11 @@
-"""Encodes and decodes the chunks of files without the copies that protobuf makes."""
+"""Encodes and decodes the chunks of files without the copies that protobuf makes, and counts their bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 
+from fedround_server.counters import Counters
 from fedround_server.interceptors.wrapping import Handler, WrappingInterceptor, rebuild
 from fedround_wire.chunk_codec import ChunkCodec, download_codec, upload_codec
 
@@ -12,8 +13,9 @@ from fedround_wire.chunk_codec import ChunkCodec, download_codec, upload_codec
 class ChunkCodecInterceptor(WrappingInterceptor):
     """Gives the methods that stream files a codec of their own."""
 
-    def __init__(self, services: Iterable[ServiceDescriptor]) -> None:
+    def __init__(self, services: Iterable[ServiceDescriptor], counters: Counters) -> None:
         """Finds the methods of all services whose messages carry chunks."""
+        self._counters = counters
         self.uploads: dict[str, ChunkCodec] = {}
         self.downloads: dict[str, ChunkCodec] = {}
         for service in services:
@@ -33,7 +35,22 @@ class ChunkCodecInterceptor(WrappingInterceptor):
         deserializer: Any = handler.request_deserializer
         serializer: Any = handler.response_serializer
         if method in self.uploads:
-            deserializer = self.uploads[method].deserializer(deserializer)
+            deserializer = self._receiving(self.uploads[method].deserializer(deserializer))
         if method in self.downloads:
-            serializer = self.downloads[method].serializer(serializer)
+            serializer = self._sending(self.downloads[method].serializer(serializer))
         return rebuild(handler, lambda inner: inner, deserializer, serializer)
+
+    def _receiving(self, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        def counted(data: bytes) -> Any:
+            message = deserialize(data)
+            self._counters.received_bytes += len(message.chunk)
+            return message
+
+        return counted
+
+    def _sending(self, serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+        def counted(message: Any) -> bytes:
+            self._counters.sent_bytes += len(message.chunk)
+            return serialize(message)
+
+        return counted

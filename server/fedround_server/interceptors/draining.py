@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+from fedround_server.counters import Counters
 from fedround_server.domain.errors import ServerLeaving
 from fedround_server.interceptors.wrapping import Call, ContextInterceptor
 from fedround_server.methods import METHODS, OnDrain
@@ -15,15 +16,15 @@ END_DELAY = 0.2
 class DrainInterceptor(ContextInterceptor):
     """Counts the calls in progress, and applies each method's `on_drain` once the server drains."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters) -> None:
         self._endless: set[asyncio.Timeout] = set()
         # The timeout of endless calls, in seconds; None until the server drains.
         self._end_delay: float | None = None
-        self._in_progress = _CallCounter()
+        self._in_progress = _CallCounter(counters)
 
     def count(self) -> int:
         """Returns the number of calls in progress, without endless ones."""
-        return self._in_progress.count
+        return self._in_progress.counters.calls_in_progress
 
     def start_draining(self) -> None:
         """Ends endless calls, those in progress and later ones, and rejects long calls from now on."""
@@ -68,16 +69,16 @@ class DrainInterceptor(ContextInterceptor):
 class _CallCounter:
     """Counts calls. One object for all of them: thousands of subscriptions are in progress at the same time."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, counters: Counters) -> None:
+        self.counters = counters
         self.idle = asyncio.Event()
         self.idle.set()
 
     async def __aenter__(self) -> None:
-        self.count += 1
+        self.counters.calls_in_progress += 1
         self.idle.clear()
 
     async def __aexit__(self, *_: object) -> None:
-        self.count -= 1
-        if not self.count:
+        self.counters.calls_in_progress -= 1
+        if not self.counters.calls_in_progress:
             self.idle.set()

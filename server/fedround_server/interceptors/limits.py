@@ -18,6 +18,8 @@ class LimitInterceptor(ContextInterceptor):
         error: type[TooManyUploads | TooManyStreams],
         per_user: int,
         total: int | None = None,
+        *,
+        in_progress: Counter[str],
     ) -> None:
         """Makes the interceptor.
 
@@ -26,12 +28,13 @@ class LimitInterceptor(ContextInterceptor):
             error: Raised when a call is over the limit.
             per_user: The number of calls of one user.
             total: The number of calls of all users; None for no limit.
+            in_progress: Where the calls in progress are counted, by user.
         """
         self._limit = limit
         self._error = error
         self._per_user = per_user
         self._total = total
-        self._in_progress: Counter[str] = Counter()
+        self._in_progress = in_progress
 
     def concerns(self, method: str) -> bool:
         """Returns whether the limit counts a method's calls."""

@@ -7,26 +7,31 @@ from contextlib import AbstractAsyncContextManager
 import grpc
 import structlog
 
+from fedround_server.counters import Counters
 from fedround_server.interceptors.wrapping import Call, ContextInterceptor
 
 log = structlog.get_logger("fedround.call")
 
 
 class LogInterceptor(ContextInterceptor):
-    """The outermost interceptor: it logs the status that the caller gets."""
+    """The outermost interceptor: it logs and counts the status that the caller gets."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
 
     def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Logs a call when it ends."""
-        return _LoggedCall(method, context)
+        return _LoggedCall(method, context, self._counters)
 
 
 class _LoggedCall:
     """Logs one call. Thousands are in progress at the same time: a generator would take five times as much memory."""
 
-    __slots__ = ("_context", "_method", "_peer", "_started")
+    __slots__ = ("_context", "_counters", "_method", "_peer", "_started")
 
-    def __init__(self, method: str, context: Call) -> None:
+    def __init__(self, method: str, context: Call, counters: Counters) -> None:
         self._method = method
+        self._counters = counters
         self._context = context
         # Read now: a stream may be cleaned up after gRPC has freed the call, and peer() then reads freed memory.
         self._peer = context.peer()
@@ -39,8 +44,9 @@ class _LoggedCall:
         cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
         code = "CANCELLED" if cancelled else status_code(self._context).name
         level = log.warning if code in ("INTERNAL", "UNKNOWN", "UNAVAILABLE") else log.info
-        seconds = round(time.monotonic() - self._started, 4)
-        level("call", method=self._method, code=code, seconds=seconds, peer=self._peer)
+        seconds = time.monotonic() - self._started
+        self._counters.add_call(self._method, code, seconds)
+        level("call", method=self._method, code=code, seconds=round(seconds, 4), peer=self._peer)
 
 
 def status_code(context: Call) -> grpc.StatusCode:

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
+from fedround_server.counters import Counters
 from fedround_server.store.db.run import Database, utc_now
 from fedround_server.store.verbs.audit import AuditVerbs
 from fedround_server.store.verbs.control import ControlVerbs
@@ -13,6 +14,7 @@ from fedround_server.store.verbs.credentials import CredentialVerbs
 from fedround_server.store.verbs.event import EventVerbs
 from fedround_server.store.verbs.model import ModelVerbs
 from fedround_server.store.verbs.round import RoundVerbs
+from fedround_server.store.verbs.server import ServerVerbs
 from fedround_server.store.verbs.submission import SubmissionVerbs
 from fedround_server.store.verbs.training import TrainingVerbs
 from fedround_server.store.verbs.user import UserVerbs
@@ -22,15 +24,23 @@ from fedround_server.store.verbs.viewer import ViewerVerbs
 class Store:
     """All persistent state except files. A context manager: it is open within a `with` block."""
 
-    def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now, *, no_sync: bool = False) -> None:
+    def __init__(
+        self,
+        url: str | Path,
+        now: Callable[[], datetime] = utc_now,
+        *,
+        no_sync: bool = False,
+        counters: Counters | None = None,
+    ) -> None:
         """Connects nothing yet.
 
         Args:
             url: A `postgresql://` URL, or the path of a SQLite file.
             now: Returns the time of entries of the audit log.
             no_sync: Whether SQLite forces nothing to disk.
+            counters: Where transactions are counted; None for counters of its own.
         """
-        self._database = Database(url, now, no_sync=no_sync)
+        self._database = Database(url, now, no_sync=no_sync, counters=counters)
         self.users = UserVerbs(self._database)
         self.credentials = CredentialVerbs(self._database)
         self.models = ModelVerbs(self._database)
@@ -42,6 +52,7 @@ class Store:
         self.viewers = ViewerVerbs(self._database)
         self.audit = AuditVerbs(self._database)
         self.counterfactuals = CounterfactualVerbs(self._database)
+        self.server = ServerVerbs(self._database)
 
     def __enter__(self) -> Self:
         """Connects and migrates the database; it can be open in one process only."""

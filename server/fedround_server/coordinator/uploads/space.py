@@ -61,6 +61,11 @@ class Space:
         self._unfinished: dict[str, dict[UploadRef | StagedRef, int]] = {}
         self._bytes: Counter[str] = Counter()
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """The size of all unfinished uploads, in bytes, as the limits count it."""
+        return self._bytes.total()
+
     def recover(self) -> None:
         """Counts the resumable uploads that an earlier process left."""
         for ref, size in self._blobs.unfinished_uploads():

@@ -37,6 +37,15 @@ def database_name(url: str | Path) -> str:
     return f"{settings.get('host', 'localhost')}:{settings.get('port', 5432)}/{settings['dbname']}"
 
 
+def size_bytes(database: Connections) -> int:
+    """Returns the size of a database that is open, SQLite's with its log."""
+    if isinstance(database, peewee.SqliteDatabase):
+        files = (Path(database.database), Path(f"{database.database}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+    ((size,),) = database.execute_sql("SELECT pg_database_size(current_database())").fetchall()
+    return int(size)
+
+
 def connect(url: str | Path, *, no_sync: bool = False) -> Connections:
     """Returns the connections to a database, none of which is open yet; a missing SQLite file is created.
 

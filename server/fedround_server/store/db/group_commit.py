@@ -114,15 +114,27 @@ class Transactions:
         return result
 
 
-def answer(calls: Sequence[Call], outcomes: Sequence[Outcome]) -> None:
-    """Gives calls their outcomes; wakes their event loop once for all, as that takes as long as a statement."""
+def answer(calls: Sequence[Call], outcomes: Sequence[Outcome], count: Callable[[], None]) -> None:
+    """Gives calls their outcomes; wakes their event loop once for all, as that takes as long as a statement.
+
+    Args:
+        calls: The calls.
+        outcomes: Their outcomes.
+        count: Called in the event loop of the first call, before it gets its outcome.
+    """
     for loop, some in groupby(zip(calls, outcomes, strict=True), key=lambda pair: pair[0].answer.get_loop()):
         # In a closed loop no caller waits.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_set_answers, list(some))
+            loop.call_soon_threadsafe(_set_answers, list(some), count)
+        count = _count_nothing
 
 
-def _set_answers(answered: Sequence[tuple[Call, Outcome]]) -> None:
+def _count_nothing() -> None:
+    pass
+
+
+def _set_answers(answered: Sequence[tuple[Call, Outcome]], count: Callable[[], None]) -> None:
+    count()
     for call, outcome in answered:
         # The caller may have been cancelled.
         if call.answer.done():

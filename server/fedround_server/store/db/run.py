@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 from playhouse import migrations
 
+from fedround_server.counters import Counters
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import FedroundError
 from fedround_server.store.db import connection
@@ -41,8 +43,16 @@ class Database:
     the disk. PostgreSQL has a small pool. A process has at most one database open: the tables are bound to it.
     """
 
-    def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now, *, no_sync: bool = False) -> None:
+    def __init__(
+        self,
+        url: str | Path,
+        now: Callable[[], datetime] = utc_now,
+        *,
+        no_sync: bool = False,
+        counters: Counters | None = None,
+    ) -> None:
         """Connects nothing yet; the arguments are those of `Store`."""
+        self._counters = counters or Counters()
         self.is_postgres = connection.is_postgres(url)
         self._name = connection.database_name(url)
         self._peewee = connection.connect(url, no_sync=no_sync)
@@ -110,6 +120,10 @@ class Database:
         answered: Coroutine[Any, Any, R] = batch.ask(question)
         return answered
 
+    def size_bytes(self) -> int:
+        """Returns the size of the database, on a thread of its executor."""
+        return connection.size_bytes(self._peewee)
+
     def take_snapshot(self) -> None:
         """Lets all statements of the transaction that has just begun see the same state, and change nothing.
 
@@ -123,7 +137,16 @@ class Database:
         size = 1 if self.is_postgres else min(len(self._waiting), MAX_GROUP)
         taken = [self._waiting.popleft() for _ in range(size)]
         if calls := [call for call in taken if not call.answer.cancelled()]:
-            answer(calls, self._transactions.run(calls))
+            begun = time.perf_counter()
+            outcomes = self._transactions.run(calls)
+            seconds = time.perf_counter() - begun
+            committed = any(outcome.error is None for outcome in outcomes)
+            answer(calls, outcomes, functools.partial(self._count, seconds if committed else None))
+
+    def _count(self, seconds: float | None) -> None:
+        """Counts a transaction by how long it took; None for one that was rolled back."""
+        if seconds is not None:
+            self._counters.commits.add(seconds)
 
     def _hold(self) -> None:
         if self._server_lock is not None:
