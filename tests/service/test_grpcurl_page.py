@@ -22,10 +22,11 @@ from typer.testing import CliRunner
 from fedround_client.command import app
 from fedround_server.methods import METHODS
 from reflection_client import CODE_OFFSET, WORDS, Answer, grpcurl
-from servers import MODULE, Server
+from servers import Server
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/debugging-with-grpcurl.md"
+BUF_SECTION = "## The same with buf"
 BUF = shutil.which("buf") or shutil.which("buf", path=str(ROOT / ".tools/node_modules/.bin"))
 # Served, or to be served, by work that is not merged yet; empty it then.
 UNSERVED = {
@@ -71,6 +72,10 @@ def commands(block: str) -> Iterator[str]:
     assert not lines, lines
 
 
+def page_commands(text: str) -> Iterator[str]:
+    return (command for block in blocks(text) for command in commands(block))
+
+
 @dataclass
 class Terminal:
     """A folder with the programs that the commands call, which are answered by this process."""
@@ -79,7 +84,6 @@ class Terminal:
     stack: ExitStack
     calls: dict[int, list[tuple[str, int]]] = field(default_factory=lambda: defaultdict(list))
     """The methods that the commands have called, and how they were answered, by the number of the command."""
-    address: str = ""
 
     def install(self) -> None:
         path = self.folder.parent / "door"
@@ -105,28 +109,26 @@ class Terminal:
         if name == "jq":
             return jq(words, stdin)
         if name == "fedround":
-            if words[0] == "serve":
-                return self.serve(words[1:])
-            result = CliRunner().invoke(app, words)
-            return Answer(result.exit_code, result.stdout)
-        # A default port may be taken, so the server has another one.
-        answer = grpcurl([word.replace("127.0.0.1:50051", self.address) for word in words], stdin)
+            # The server runs already, with what the page says.
+            result = CliRunner().invoke(app, words) if words[0] != "serve" else None
+            return Answer() if result is None else Answer(result.exit_code, result.stdout)
+        answer = grpcurl(words, stdin)
         if "/" in words[-1]:
             self.calls[step].append((f"/{words[-1]}", answer.code))
         return answer
 
-    def serve(self, options: list[str]) -> Answer:
-        """Starts the server."""
-        data_dir = self.folder / "fedround-data"
-        self.address = self.stack.enter_context(Server(data_dir, options=tuple(options), program=MODULE)).address
-        return Answer()
-
     def run(self, lines: list[str]) -> list[tuple[int, str]]:
         """Runs commands one after the other in one shell; returns the exit code and the errors of each."""
+        serve = next(line for line in lines if "fedround serve" in line)
+        # The same network, in a module that the server of the test can import.
+        options = [word.replace("network:", "e2e.networks:") for word in serve.partition("serve ")[2].split()]
+        server = self.stack.enter_context(Server(self.folder / "fedround-data", options=tuple(options)))
         script = "set -o pipefail\nexport STEP\n"
         for step, line in enumerate(lines):
+            line = line.replace("127.0.0.1:50051", server.address)
             script += f"STEP={step}\n{{ {line}\n}} 2> errors.{step}\necho $? > status.{step}\n"
-        environment = {**os.environ, "PATH": f"{self.folder.parent / 'bin'}:{os.environ['PATH']}"}
+        tools = [str(self.folder.parent / "bin"), os.environ["PATH"], str(Path(BUF).parent) if BUF else ""]
+        environment = {**os.environ, "PATH": os.pathsep.join(filter(None, tools))}
         shell = subprocess.run(
             ["bash", "-uc", script],
             cwd=self.folder,
@@ -163,11 +165,9 @@ def jq(words: list[str], stdin: str) -> Answer:
 
 
 @pytest.fixture
-def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
     folder = tmp_path / "empty"
     folder.mkdir()
-    # `PYTHONPATH=.` on the page.
-    monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
     with ExitStack() as stack:
         made = Terminal(folder, stack)
         made.install()
@@ -175,8 +175,7 @@ def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Termin
 
 
 def test_every_command_of_the_page_does_what_it_says(terminal: Terminal) -> None:
-    page = PAGE.read_text().partition("## The same with buf")[0]
-    lines = [command for block in blocks(page) for command in commands(block)]
+    lines = list(page_commands(PAGE.read_text().partition(BUF_SECTION)[0]))
     names = {code: name for name, code in ((WORDS[one.name], CODE_OFFSET + one.value[0]) for one in grpc.StatusCode)}
     problems, called = [], set()
     for step, (line, (status, errors)) in enumerate(zip(lines, terminal.run(lines), strict=True)):
@@ -189,3 +188,14 @@ def test_every_command_of_the_page_does_what_it_says(terminal: Terminal) -> None
             problems.append((line, status, errors, failed))
     assert problems == []
     assert METHODS.keys() - called == set()
+
+
+@pytest.mark.skipif(BUF is None, reason="buf is not here: `make test` installs it where npm is")
+def test_the_commands_of_buf_do_the_same(terminal: Terminal) -> None:
+    page, _, section = PAGE.read_text().partition(BUF_SECTION)
+    needed = ("PYTHONPATH=. fedround serve", "SERVER=", "ADMIN_TOKEN=", "safetensors", "messages()")
+    lines = [line for line in page_commands(page) if line.startswith(needed)]
+    assert len(lines) == 7
+    shown = list(page_commands(section))
+    results = terminal.run([*lines, *shown])
+    assert [(line, *result) for line, result in zip([*lines, *shown], results, strict=True) if result[0]] == []
