@@ -116,7 +116,7 @@ bench-peers: install ## Measure rounds of fedround and of its peers in turn; ins
 	@$(BIN)/python benchmarks/report.py
 
 clean: ## Remove environments, caches and what was built; never fedround-data
-	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers build demo dist chaos.json
+	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers build demo dist chaos.json examples/node/node_modules
 	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks client examples generated server tests wire -name __pycache__ -prune -exec rm -rf {} +
 

@@ -55,7 +55,7 @@ export class FedroundError extends Error {
         }
       }
     }
-    return new FedroundError(error.code, reason, error.details, retryAfter);
+    return new FedroundError(error.code, reason, error.details.replace(/\s+/g, " "), retryAfter);
   }
 
   /** Returns the exception for a server that behaves like one that is gone. */

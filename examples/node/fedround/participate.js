@@ -44,6 +44,7 @@ class Unsupported extends Error {}
 /** One participant, in all trainings of its user. */
 export class Participant {
   #sessionId = randomUUID();
+  #userId = "";
   #rounds = new Map(); // the round in progress, by training id: {number, controller}
   #work = Promise.resolve();
   #failure = new AbortController(); // aborted with what a round failed with
@@ -64,6 +65,9 @@ export class Participant {
 
   /** Takes part until the first training ends; throws what a function throws, and errors of the server. */
   async run() {
+    const { user } = await retry(() => this.server.call(this.server.users, "getMyself", {}), this.log);
+    this.log(`connected to ${this.server.address} as "${user.name}"`);
+    this.#userId = user.userId;
     // The stream may begin with the last events of trainings that ended before.
     const ended = await retry(() => this.#endedTrainings(), this.log);
     const { signal } = this.#failure;
@@ -103,8 +107,11 @@ export class Participant {
         this.log(`the training failed: ${event.trainingFailed.reason}: ${event.trainingFailed.message}`);
         break;
       case "trainingRemoved":
-      case "clientRemoved": // sent to the actor and to the client that was removed
-        this.log(`the participation has ended: ${payload}`);
+        this.log("the training was removed");
+        break;
+      case "clientRemoved":
+        if (event.clientRemoved.clientId !== this.#userId) return false;
+        this.log("this participant was removed from the training");
         break;
       default:
         return false; // for others, or of a newer server

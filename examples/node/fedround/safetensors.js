@@ -43,7 +43,7 @@ export function parse(file) {
       throw new Error(`the header does not fit the data of tensor ${JSON.stringify(name)}`);
     }
     // A copy, since the data of a file need not begin where an array may.
-    const bytes = Uint8Array.from(file.subarray(start + begin, start + end));
+    const bytes = new Uint8Array(file.subarray(start + begin, start + end));
     tensors.set(name, { dtype, shape, data: new Type(bytes.buffer) });
     position = end;
   }

@@ -41,13 +41,15 @@ export class Server {
     const options = { ...OPTIONS, "grpc.enable_http_proxy": isLocal ? 0 : 1 };
     // Numbers instead of objects for 64 bits: exact up to 2^53.
     const settings = { includeDirs: [PROTOS], longs: Number, enums: String, defaults: true, oneofs: true };
-    const files = ["training", "round", "model"].map((name) => `fedround/v1/${name}.proto`);
+    const files = ["user", "training", "round", "model"].map((name) => `fedround/v1/${name}.proto`);
     const { v1 } = loadPackageDefinition(loadSync(files, settings)).fedround;
 
     this.rounds = new v1.RoundService(address, security, options);
     const channel = { channelOverride: this.rounds.getChannel() };
     this.models = new v1.ModelService(address, security, channel);
     this.trainings = new v1.TrainingService(address, security, channel);
+    this.users = new v1.UserService(address, security, channel);
+    this.address = address;
     this.metadata = new Metadata();
     this.metadata.set("authorization", `Bearer ${token.trim()}`);
   }

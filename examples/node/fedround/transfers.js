@@ -86,8 +86,8 @@ function send(server, spec, file) {
       call.cancel();
     }, SILENCE_TIMEOUT + file.length / CHECKED_PER_MS);
     const source = Readable.from(messages(spec, file, () => alarm.refresh()));
-    // It waits while the connection is full. The callback of the call says how it ended.
-    pipeline(source, call, () => {});
+    // It waits while the connection is full. How the call ended is told to its own callback.
+    pipeline(source, call, (error) => error && call.cancel());
   });
 }
 
