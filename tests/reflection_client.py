@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 from google.protobuf import json_format
-from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -127,16 +127,23 @@ def _call(channel: grpc.Channel, method: MethodDescriptor, flags: Flags, stdin: 
     )
     # A unary call without data gets an empty message.
     given: Any = iter(requests) if method.client_streaming else (requests or [question()])[0]
-    printed = ""
+    printed, by_json_name = "", _has_json_names(method.output_type)
     try:
         got = call(given, metadata=flags.headers, timeout=flags.max_time)
         for response in got if method.server_streaming else [got]:
-            printed += json_format.MessageToJson(response) + "\n"
+            printed += json_format.MessageToJson(response, preserving_proto_field_name=not by_json_name) + "\n"
     except grpc.RpcError as error:
         code = error.code()  # type: ignore[attr-defined]  # a call is an error, too
         text = f"ERROR:\n  Code: {WORDS[code.name]}\n  Message: {error.details()}\n"  # type: ignore[attr-defined]
         return Answer(CODE_OFFSET + code.value[0], printed, text)
     return Answer(0, printed)
+
+
+def _has_json_names(message: Descriptor) -> bool:
+    """Returns whether fields are described with their names in JSON: if not, grpcurl prints those of the protos."""
+    proto = DescriptorProto()
+    message.CopyToProto(proto)
+    return all(field.HasField("json_name") for field in proto.field)
 
 
 def _kind(streaming: bool) -> str:

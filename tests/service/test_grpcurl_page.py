@@ -138,7 +138,8 @@ class Terminal:
             text=True,
             check=False,
         )
-        assert shell.returncode == 0, shell.stderr
+        errors = {path.name: text for path in self.folder.glob("errors.*") if (text := path.read_text())}
+        assert shell.returncode == 0, (shell.stderr, errors)
         found = (
             ((self.folder / f"{name}.{step}").read_text() for name in ("status", "errors"))
             for step in range(len(lines))
