@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out; channelz imports it, too
 from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -52,6 +52,7 @@ from fedround_server.methods import Limit
 from fedround_server.services.audit_service import AuditService
 from fedround_server.services.compression import Compressor
 from fedround_server.services.control_service import ControlService
+from fedround_server.services.descriptors import described
 from fedround_server.services.health_service import HealthService
 from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
@@ -60,9 +61,8 @@ from fedround_server.services.server_service import ServerService
 from fedround_server.services.training_service import TrainingService
 from fedround_server.services.user_service import UserService
 
-# Importing their file adds the types of error details to the descriptor pool: grpcurl prints the types that reflection
-# serves.
-ERROR_DETAILS = error_details_pb2.DESCRIPTOR
+# Those of errors, which grpcurl prints if reflection describes them.
+ERROR_TYPES = (error_details_pb2.DESCRIPTOR, status_pb2.DESCRIPTOR)
 SERVICES = tuple(
     service
     for file in (
@@ -216,7 +216,9 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), server)
         names = [service.full_name for service in SERVICES]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
+        pool = described([*(service.file for service in SERVICES), *ERROR_TYPES])
+        reflector = reflection.aio.ReflectionServicer(names, pool)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, server)
 
 
 class _GenericServer:

@@ -60,6 +60,10 @@ class Proxy:
             # Wakes the thread that accepts.
             self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Resets all connections that there are."""
         for connection in self._connections:
             connection.reset()
 
