@@ -52,7 +52,7 @@ LAYERS = {
         "domain coordinator interceptors aggregators",
         "fedround fedround_wire grpc grpc_health google.protobuf google_crc32c structlog",
     ),
-    "config": layer("domain", "pydantic pydantic_settings"),
+    "config": layer("domain", "pydantic pydantic_core pydantic_settings"),
     "tls": layer("", "grpc structlog"),
     "logs": layer("domain", "structlog"),
     "audit": layer("domain store config", "pydantic"),

@@ -73,9 +73,9 @@ def options(
         typer.Option(envvar="FEDROUND_TLS_CA", help="PEM file of the server's certificate authority."),
     ] = None,
     tls_cert: Annotated[
-        Path | None, typer.Option(envvar="FEDROUND_CLIENT_CERT", help="PEM file of your certificate.")
+        Path | None, typer.Option(envvar="FEDROUND_TLS_CERT", help="PEM file of your certificate.")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(envvar="FEDROUND_CLIENT_KEY", help="PEM file of its key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar="FEDROUND_TLS_KEY", help="PEM file of its key.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Use plaintext, even to another machine.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
