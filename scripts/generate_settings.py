@@ -12,6 +12,7 @@ from fedround_server.config.command_line import Setting, all_settings
 
 PAGE = Path(__file__).parent.parent / "docs/configuration.md"
 KINDS = {str: "text", int: "integer", float: "number", bool: "boolean", Path: "path", tuple: "list of texts"}
+HEADER = "| option | variable, key in the file | type | default | range | meaning |"
 BEGIN, END = "<!-- settings -->\n", "<!-- end -->"
 
 

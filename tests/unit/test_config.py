@@ -142,7 +142,7 @@ def test_sizes_and_durations_may_have_units(folder: Path, name: str, text: str, 
     [
         (["--max-model-bytes", "1.5B"], "max_model_bytes (--max-model-bytes): '1.5B' is not a whole number of bytes"),
         (["--max-model-bytes", "2 gib"], "the units are B, KiB, MiB"),
-        (["--max-model-bytes", "-1GiB"], "write for example 2GiB"),
+        (["--max-model-bytes=-1GiB"], "write for example 2GiB"),
         (["--grace-seconds", "5m"], "the units are ms, s, min, h, d"),
         (["--max-uploads", "2GiB"], "max_uploads (--max-uploads): "),
     ],

@@ -17,6 +17,7 @@ from fedround_client.command import (
     convert,
     demo,
     doctor,
+    health,
     init,
     metrics,
     model,
@@ -45,6 +46,7 @@ app.command("metrics")(metrics.metrics)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
+app.command("health")(health.health)
 app.command("init")(init.init)
 app.command("simulate")(simulate.run)
 app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)

@@ -6,16 +6,16 @@ from typing import Annotated
 
 import grpc
 import typer
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from fedround_client.channel import Target
-from fedround_client.command.failures import fail
 from fedround_client.command.output import echo
 from fedround_client.command.session import Session
 from fedround_client.probe import connection_error
 
 CHECK = "/grpc.health.v1.Health/Check"
-STATUSES = {b"": "UNKNOWN", b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING"}
-"""HealthCheckResponse, encoded. The SDK does not depend on grpcio-health-checking."""
+STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
+"""The names of HealthCheckResponse.ServingStatus. The SDK does not depend on grpcio-health-checking."""
 
 
 def health(
@@ -51,12 +51,13 @@ def ask(target: Target, service: str, timeout: float) -> str:
         FedroundError: There is no way to the server.
         OSError: A TLS file cannot be read.
     """
-    name = service.encode()
-    request = bytes([0x0A, len(name)]) + name if name else b""
     with target.open_channel() as channel:
-        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CHECK)
+        # Messages of one text and one enum are encoded as these are.
+        check: grpc.UnaryUnaryMultiCallable[StringValue, Int32Value] = channel.unary_unary(
+            CHECK, request_serializer=StringValue.SerializeToString, response_deserializer=Int32Value.FromString
+        )
         try:
-            return STATUSES.get(check(request, timeout=timeout, wait_for_ready=False), "UNKNOWN")
+            return STATUSES[check(StringValue(value=service), timeout=timeout, wait_for_ready=False).value]
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return "SERVICE_UNKNOWN"
