@@ -53,7 +53,7 @@ LAYERS = {
         "fedround fedround_wire grpc grpc_health google.protobuf google_crc32c structlog",
     ),
     "config": layer("domain", "pydantic pydantic_core pydantic_settings"),
-    "tls": layer("", "grpc structlog"),
+    "tls": layer("host", "grpc structlog"),
     "logs": layer("domain", "structlog"),
     "audit": layer("domain store config", "pydantic"),
     "grpc_server": layer(

@@ -94,10 +94,13 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             )
             coordinator = Coordinator(context)
             token_file = settings.data_dir / "admin.token"
+            # Emptied by an operator who has lost the token, of which the server knows the hash alone.
+            is_lost = token_file.exists() and not token_file.stat().st_size
             with explained(database):
                 await coordinator.recover()
-                if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
-                    log.info("no admin had a valid token: wrote a new one to the file", path=str(token_file))
+                if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token), is_lost=is_lost):
+                    why = "the file of its token was empty" if is_lost else "no admin had a valid token"
+                    log.info(f"{why}: wrote a new one to the file", path=str(token_file))
             server = GrpcServer(settings, coordinator)
             tasks.create_task(allocator.give_back(server.take_load), name="give memory back")
             address = server.bind()
