@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import random
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -59,6 +60,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         _restrict(settings.data_dir)
         blobs = LocalBlobs(settings.data_dir)
         blobs.check_writable()
+        if (free := shutil.disk_usage(settings.data_dir).free) < settings.min_free_bytes:
+            log.warning("the disk is almost full: new models are rejected", free=free, min_free=settings.min_free_bytes)
         # Before any gRPC object exists.
         engine = stack.enter_context(
             WorkerEngine(

@@ -19,11 +19,9 @@ ROOT = Path(__file__).parents[2]
 CONTAINER = ROOT / "deploy/container/Containerfile"
 COMPOSE = ROOT / "deploy/compose/compose.yaml"
 UNIT = ROOT / "deploy/systemd/fedround.service"
-CLIENT_VARIABLES = {"FEDROUND_SERVER", "FEDROUND_TOKEN", "FEDROUND_TLS_CA"}
+CLIENT_VARIABLES = {"FEDROUND_SERVER", "FEDROUND_TOKEN", "FEDROUND_TLS_CA", "FEDROUND_METRICS_LISTEN"}
 MONITORING = ("../prometheus", "../grafana", "../grafana/provisioning")
-VARIABLES = (
-    {f"FEDROUND_{name.upper()}" for name in Settings.model_fields} | CLIENT_VARIABLES | {"FEDROUND_METRICS_LISTEN"}
-)
+VARIABLES = {f"FEDROUND_{name.upper()}" for name in Settings.model_fields} | CLIENT_VARIABLES
 # The page has the commands that make them.
 MADE_BY_THE_OPERATOR = ("./tls", "./secrets/fedround.toml", "./secrets/postgres-password", "./secrets/grafana-password")
 
