@@ -20,7 +20,7 @@ CONTAINER = ROOT / "deploy/container/Containerfile"
 COMPOSE = ROOT / "deploy/compose/compose.yaml"
 UNIT = ROOT / "deploy/systemd/fedround.service"
 CLIENT_VARIABLES = {"FEDROUND_SERVER", "FEDROUND_TOKEN", "FEDROUND_TLS_CA", "FEDROUND_METRICS_LISTEN"}
-MONITORING = ("../prometheus", "../grafana", "../grafana/provisioning")
+MONITORING = ("../prometheus/rules.yml", "../grafana")
 VARIABLES = {f"FEDROUND_{name.upper()}" for name in Settings.model_fields} | CLIENT_VARIABLES
 # The page has the commands that make them.
 MADE_BY_THE_OPERATOR = ("./tls", "./secrets/fedround.toml", "./secrets/postgres-password", "./secrets/grafana-password")
@@ -108,6 +108,19 @@ def test_no_password_is_in_the_compose_file_and_metrics_have_no_port_of_the_host
     assert "ports" not in services["postgres"]
     assert compose()["networks"]["database"]["internal"] is True
     assert all(port.startswith("127.0.0.1:") for port in services["grafana"]["ports"])
+
+
+def test_prometheus_and_grafana_find_each_other_and_the_server() -> None:
+    services, folder = compose()["services"], COMPOSE.parent
+    port = services["server"]["environment"]["FEDROUND_METRICS_LISTEN"].rpartition(":")[2]
+    scraped = yaml.safe_load((folder / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"][0]
+    assert scraped == {"targets": [f"server:{port}"]}
+    (source,) = yaml.safe_load((folder / "grafana/datasources/prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((folder / "grafana/dashboards/fedround.yaml").read_text())["providers"]
+    assert f"../grafana:{provider['options']['path']}:ro" in services["grafana"]["volumes"]
+    for one, other in (("server", "prometheus"), ("prometheus", "grafana"), ("server", "postgres")):
+        assert set(services[one]["networks"]) & set(services[other]["networks"])
 
 
 def unit() -> dict[str, list[str]]:
