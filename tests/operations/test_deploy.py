@@ -146,6 +146,14 @@ def test_the_unit_starts_a_command_that_exists_and_waits_longer_than_it() -> Non
     assert f'data_dir = "{unit()["ReadWritePaths"][0]}"' in example
 
 
+def test_the_probes_of_the_page_are_commands_that_exist() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    pod = yaml.safe_load(text)
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert unknown_words(pod[name]["exec"]["command"]) == []
+    assert pod["terminationGracePeriodSeconds"] == seconds(unit()["TimeoutStopSec"][0])
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     program = tmp_path / "fedround"

@@ -5,12 +5,13 @@ import re
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from fedround_server.config import file
-from fedround_server.config.settings import GROUPS, Settings
+from fedround_server.config.settings import GROUPS, Settings, is_size
 from fedround_server.config.units import show_size
 
 USAGE = "fedround serve [OPTION]..."
@@ -20,7 +21,7 @@ the default. Sizes and durations may have a unit: 2GiB, 500MB, 30s, 5min, 1h."""
 EPILOG = """\
 Others can see the command line of a process: give a database URL with a password in the file or in FEDROUND_DATABASE,
 not in --database. docs/configuration.md describes all settings, docs/operations.md how to run a server."""
-METAVARS = {"listen": "HOST:PORT", "database": "URL", "data_dir": "DIR", "architecture": "NAME=FACTORY"}
+METAVARS = {"database": "URL", "data_dir": "DIR", "architecture": "NAME=FACTORY"}
 BOUNDS = (("ge", "at least {}"), ("gt", "more than {}"), ("le", "at most {}"))
 
 
@@ -81,7 +82,7 @@ class Setting:
     @property
     def is_size(self) -> bool:
         """Whether it is a number of bytes."""
-        return self.kind is int and "bytes" in self.name.split("_")
+        return is_size(self.name)
 
     @property
     def metavar(self) -> str:
@@ -90,7 +91,9 @@ class Setting:
             return "|".join(self.choices)
         if self.kind in (int, float):
             return {"seconds": "SECONDS", "bytes": "BYTES"}.get(self.unit, "N")
-        return METAVARS.get(self.name, "FILE")
+        if self.name.endswith("listen"):
+            return "HOST:PORT"
+        return METAVARS.get(self.name, "FILE" if self.kind is Path else "TEXT")
 
     @property
     def default(self) -> str:

@@ -183,7 +183,7 @@ class Settings(BaseSettings):
         name = info.field_name or ""
         if not isinstance(value, str) or _is_number(value):
             return value
-        if name.endswith("_bytes") or "_bytes_per" in name:
+        if is_size(name):
             return parse_size(value)
         return parse_duration(value) if name.endswith("_seconds") else value
 
@@ -276,6 +276,11 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_size(name: str) -> bool:
+    """Returns whether the setting of a name is a number of bytes."""
+    return "bytes" in name.split("_")
 
 
 def _duration(seconds: float | None) -> timedelta | None:
