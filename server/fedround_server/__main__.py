@@ -36,29 +36,26 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     with logs.capture_stderr() if settings.log_format == "json" else nullcontext() as stderr:
         logs.set_up(settings.log_format, settings.log_level, stderr)
-        _report_settings(settings, chosen)
-        return _serve(settings)
+        if settings.config is not None:
+            log.info("read settings from a file", path=str(settings.config))
+        return _serve(settings, chosen)
 
 
-def _report_settings(settings: Settings, chosen: Mapping[str, object]) -> None:
-    """Logs where settings come from, and what an operator probably did not mean."""
-    if settings.config is not None:
-        log.info("read settings from a file", path=str(settings.config))
-        if config_file.exposes_password(settings.config):
-            log.warning(
-                "others can read the database's password in this file: run chmod 600", path=str(settings.config)
-            )
+def _warn_of_settings(settings: Settings, chosen: Mapping[str, object]) -> None:
+    """Logs what an operator probably did not mean."""
+    if settings.config is not None and config_file.exposes_password(settings.config):
+        log.warning("others can read the database's password in this file: run chmod 600", path=str(settings.config))
     if config_file.has_password(str(chosen.get("database", ""))):
         log.warning("others can see the password in --database: put it into the file, or into FEDROUND_DATABASE")
     for variable, near in config_file.unknown_variables(os.environ, Settings.model_fields).items():
         log.warning("an environment variable is no setting", variable=variable, nearest=near)
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, chosen: Mapping[str, object]) -> int:
     """Serves until a signal arrives; returns the exit code."""
     allocator.keep_freed_blocks()
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(_run(settings, chosen))
     except Exception as error:
         for cause in _causes(error):
             _report(cause, settings)
@@ -83,7 +80,7 @@ def _causes(error: Exception) -> list[Exception]:
     return [error]
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, chosen: Mapping[str, object]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -102,6 +99,7 @@ async def _run(settings: Settings) -> None:
         sys.stdout.write(f"the data is in {settings.data_dir.resolve()}\n")
         sys.stdout.flush()
         allocator.set_up()
+        _warn_of_settings(settings, chosen)
         notify(f"READY=1\nSTATUS=serving on {address}")
         await stop.wait()
         notify("STOPPING=1\nSTATUS=finishing the calls in progress")

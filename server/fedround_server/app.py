@@ -60,8 +60,6 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         _restrict(settings.data_dir)
         blobs = LocalBlobs(settings.data_dir)
         blobs.check_writable()
-        if (free := shutil.disk_usage(settings.data_dir).free) < settings.min_free_bytes:
-            log.warning("the disk is almost full: new models are rejected", free=free, min_free=settings.min_free_bytes)
         # Before any gRPC object exists.
         engine = stack.enter_context(
             WorkerEngine(
@@ -110,6 +108,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             tasks.create_task(server.watch_connections(), name="watch connections")
             reached("start.bound")
             await server.start()
+            _warn_of_full_disk(settings)
             try:
                 yield address
             finally:
@@ -117,6 +116,12 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 coordinator.start_draining()
                 await server.stop(settings.grace_seconds)
                 await coordinator.close()
+
+
+def _warn_of_full_disk(settings: Settings) -> None:
+    free = shutil.disk_usage(settings.data_dir).free
+    if free < settings.min_free_bytes:
+        log.warning("the disk is almost full: new models are rejected", free=free, min_free=settings.min_free_bytes)
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:

@@ -6,8 +6,11 @@ import socket
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from forked import fork_server
+from fedround_server.__main__ import _warn_of_settings
+from fedround_server.config import Settings
+from fedround_server.config import file as config_file
 from servers import MODULE, Server
 
 
@@ -41,18 +44,32 @@ def test_a_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
         server.start()
 
 
-def test_the_log_says_which_file_was_read_and_that_its_password_is_exposed(tmp_path: Path) -> None:
+def test_the_log_says_which_file_was_read_and_which_variable_is_misspelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "my.toml"
-    file.write_text("database = 'postgresql://me:secret@127.0.0.1:1/none'\n")
-    file.chmod(0o644)
-    log = tmp_path / "log"
-    for arguments, words in (
-        (["--config", str(file)], ["read settings from a file", "run chmod 600"]),
-        (["--database", "postgresql://me:secret@127.0.0.1:1/none"], ["others can see the password in --database"]),
-    ):
-        log.unlink(missing_ok=True)
-        process = fork_server().fork(["--data-dir", str(tmp_path / "data"), *arguments], stderr=log)
-        with process.stdout:
-            assert process.wait(60) == 1
-        assert [word for word in words if word not in log.read_text()] == []
-        assert "secret" not in log.read_text()
+    file.write_text("grace_seconds = 1\n")
+    with Server(tmp_path / "data", options=("--config", str(file))) as server:
+        assert f"path={file}" in next(line for line in server.log.splitlines() if "read settings from a file" in line)
+    monkeypatch.setenv("FEDROUND_MAX_UPLOAD", "1")
+    with capture_logs() as lines:
+        _warn_of_settings(Settings(), {})
+    assert [(line["variable"], line["nearest"]) for line in lines] == [("FEDROUND_MAX_UPLOAD", "FEDROUND_MAX_UPLOADS")]
+
+
+def test_the_log_says_that_a_password_can_be_seen(tmp_path: Path) -> None:
+    url = "postgresql://me:secret@127.0.0.1:1/none"
+    file = tmp_path / "my.toml"
+    file.write_text(f"database = '{url}'\n")
+    for mode, words in ((0o644, ["run chmod 600"]), (0o600, [])):
+        file.chmod(mode)
+        with capture_logs() as lines:
+            _warn_of_settings(Settings(config=file), {})
+        assert [word for word in words if word not in lines[0]["event"]] == []
+        assert len(lines) == len(words)
+    with capture_logs() as lines:
+        _warn_of_settings(Settings(database=url), {"database": url})
+    assert "others can see the password in --database" in lines[0]["event"]
+    assert "secret" not in str(lines)
+    file.unlink()
+    assert not config_file.exposes_password(file)

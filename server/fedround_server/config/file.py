@@ -74,8 +74,12 @@ def has_password(url: str) -> bool:
 
 def exposes_password(path: Path) -> bool:
     """Returns whether all users of the machine can read a file that has a password in the URL of the database."""
-    database = tomllib.loads(path.read_text(encoding="utf-8")).get("database", "")
-    return has_password(database) and bool(path.stat().st_mode & stat.S_IROTH)
+    try:
+        is_readable = path.stat().st_mode & stat.S_IROTH
+        return bool(is_readable and has_password(tomllib.loads(path.read_text(encoding="utf-8")).get("database", "")))
+    except OSError:
+        # It was removed since it was read.
+        return False
 
 
 def _unknown(key: str, value: object, names: set[str]) -> str:
