@@ -50,10 +50,10 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test chaos examples check lint types proto errors errors-check proto-check proto-lint buf bench bench-peers clean
+.PHONY: help install demo test chaos examples check lint types proto errors errors-check settings settings-check proto-check proto-lint buf bench bench-peers clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.installed ## Set up the environment in .venv
 
@@ -73,7 +73,7 @@ chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... 
 examples: install ## Run the whole demo and the examples, and check what comes out (3 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m examples $(ARGS)
 
-check: lint types errors-check proto-check proto-lint ## Check style, types, protos and generated code
+check: lint types errors-check settings-check proto-check proto-lint ## Check style, types, protos and generated code
 
 lint: install
 	@$(BIN)/ruff check
@@ -96,6 +96,12 @@ errors: install ## Write the SDK's exceptions and docs/errors.md from the server
 
 errors-check: install ## Fail when they are not what the classes say
 	@$(BIN)/python scripts/generate_errors.py --check && echo "the SDK's exceptions and docs/errors.md are up to date"
+
+settings: install ## Write docs/configuration.md from the settings of the server
+	@$(BIN)/python scripts/generate_settings.py
+
+settings-check: install ## Fail when it is not what the settings are
+	@$(BIN)/python scripts/generate_settings.py --check && echo "docs/configuration.md is up to date"
 
 proto-lint: buf
 	@if [ -x $(BIN_BUF) ]; then $(BIN_BUF) lint protos && echo "buf lint: no findings"; \

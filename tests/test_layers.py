@@ -52,8 +52,8 @@ LAYERS = {
         "domain coordinator interceptors aggregators",
         "fedround fedround_wire grpc grpc_health google.protobuf google_crc32c structlog",
     ),
-    "config": layer("domain", "pydantic pydantic_settings"),
-    "tls": layer("", "grpc structlog"),
+    "config": layer("domain", "pydantic pydantic_core pydantic_settings"),
+    "tls": layer("host", "grpc structlog"),
     "logs": layer("domain", "structlog"),
     "audit": layer("domain store config", "pydantic"),
     "grpc_server": layer(

@@ -73,9 +73,10 @@ def test_every_reason_is_documented_and_an_exception_of_the_sdk() -> None:
     assert reasons == set(re.findall(r"\| [A-Z_]+ \| `([A-Z_]+)` \|", read("docs/errors.md")))
 
 
-def test_what_is_generated_from_the_errors_is_up_to_date() -> None:
+@pytest.mark.parametrize("script", ["generate_errors.py", "generate_settings.py"])
+def test_what_is_generated_is_up_to_date(script: str) -> None:
     run = subprocess.run(
-        [sys.executable, "scripts/generate_errors.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, f"scripts/{script}", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (run.returncode, run.stderr) == (0, "")
 

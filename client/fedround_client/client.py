@@ -181,8 +181,8 @@ def connect(
         tls_ca: PEM file of the authority that signed the server's certificate; by default the environment variable
             FEDROUND_TLS_CA, or the authorities that the machine trusts.
         tls_cert: PEM file of your certificate, if the server requires one or knows you by it; by default
-            FEDROUND_CLIENT_CERT.
-        tls_key: PEM file of its key; by default FEDROUND_CLIENT_KEY.
+            FEDROUND_TLS_CERT.
+        tls_key: PEM file of its key; by default FEDROUND_TLS_KEY.
         insecure: True for plaintext, False for TLS; by default plaintext on loopback only.
         compression: "gzip" to compress model files in both directions. Worthwhile on slow connections or with many
             zeros only: it makes float32 weights smaller by a thirteenth, at about 30 MB/s.
@@ -195,8 +195,8 @@ def connect(
     address = server or os.environ.get("FEDROUND_SERVER") or DEFAULT_SERVER
     if not insecure:
         tls_ca = tls_ca or os.environ.get("FEDROUND_TLS_CA")
-        tls_cert = tls_cert or os.environ.get("FEDROUND_CLIENT_CERT")
-        tls_key = tls_key or os.environ.get("FEDROUND_CLIENT_KEY")
+        tls_cert = tls_cert or os.environ.get("FEDROUND_TLS_CERT")
+        tls_key = tls_key or os.environ.get("FEDROUND_TLS_KEY")
     target = Target(address, tls_ca, tls_cert, tls_key, insecure)
     token = token or os.environ.get("FEDROUND_TOKEN")
     return Client(target.open_channel(), token, address=address, compression=compression, target=target)

@@ -1,10 +1,10 @@
 """`python -m fedround_server`: parses the settings and serves until a signal arrives."""
 
-import argparse
 import asyncio
+import os
 import signal
 import sys
-import tomllib
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import structlog
@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from fedround_server import logs
 from fedround_server.app import serve
-from fedround_server.config import CONFIG_FILE, Settings
+from fedround_server.config import Settings, command_line, problems
+from fedround_server.config import file as config_file
 from fedround_server.host import allocator
+from fedround_server.host.service_manager import notify
 from fedround_server.start_errors import explain
 
 log = structlog.get_logger("fedround.main")
@@ -25,27 +27,35 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 after a signal, 1 after a failure, 2 for invalid settings.
     """
+    chosen = command_line.parse(sys.argv[1:] if argv is None else argv)
     try:
-        settings = _parse(sys.argv[1:] if argv is None else argv)
+        settings = Settings(**chosen)
     except ValidationError as error:
-        for problem in error.errors():
-            field = ".".join(str(part) for part in problem["loc"])
-            message = problem["msg"].removeprefix("Value error, ")
-            sys.stderr.write(f"error: {field + ': ' if field else ''}{message}\n")
-        return 2
-    except tomllib.TOMLDecodeError as error:
-        sys.stderr.write(f"error: {CONFIG_FILE}: {error}\n")
+        for problem in problems(error, chosen):
+            sys.stderr.write(f"error: {problem}\n")
         return 2
     with logs.capture_stderr() if settings.log_format == "json" else nullcontext() as stderr:
         logs.set_up(settings.log_format, settings.log_level, stderr)
-        return _serve(settings)
+        if settings.config is not None:
+            log.info("read settings from a file", path=str(settings.config))
+        return _serve(settings, chosen)
 
 
-def _serve(settings: Settings) -> int:
+def _warn_of_settings(settings: Settings, chosen: Mapping[str, object]) -> None:
+    """Logs what an operator probably did not mean."""
+    if settings.config is not None and config_file.exposes_password(settings.config):
+        log.warning("others can read the database's password in this file: run chmod 600", path=str(settings.config))
+    if config_file.has_password(str(chosen.get("database", ""))):
+        log.warning("others can see the password in --database: put it into the file, or into FEDROUND_DATABASE")
+    for variable, near in config_file.unknown_variables(os.environ, Settings.model_fields).items():
+        log.warning("an environment variable is no setting", variable=variable, nearest=near)
+
+
+def _serve(settings: Settings, chosen: Mapping[str, object]) -> int:
     """Serves until a signal arrives; returns the exit code."""
     allocator.keep_freed_blocks()
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(_run(settings, chosen))
     except Exception as error:
         for cause in _causes(error):
             _report(cause, settings)
@@ -70,7 +80,7 @@ def _causes(error: Exception) -> list[Exception]:
     return [error]
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, chosen: Mapping[str, object]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -80,37 +90,20 @@ async def _run(settings: Settings) -> None:
             signal.raise_signal(signal.SIGKILL)
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    # SIGHUP says that the terminal is gone; under nohup it is ignored, and stays so.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, on_signal)
     async with serve(settings) as address:
         sys.stdout.write(f"fedround is serving on {address}\n")
         sys.stdout.write(f"the data is in {settings.data_dir.resolve()}\n")
         sys.stdout.flush()
         allocator.set_up()
+        _warn_of_settings(settings, chosen)
+        notify(f"READY=1\nSTATUS=serving on {address}")
         await stop.wait()
+        notify("STOPPING=1\nSTATUS=finishing the calls in progress")
         log.info("stopping")
-
-
-def _parse(argv: list[str]) -> Settings:
-    parser = argparse.ArgumentParser(
-        prog="fedround serve", description="Serves federated trainings.", allow_abbrev=False
-    )
-    for name, field in Settings.model_fields.items():
-        flag = "--" + name.replace("_", "-")
-        if field.annotation is bool:
-            parser.add_argument(flag, dest=name, action="store_true", default=None, help=field.description)
-        elif field.annotation == tuple[str, ...]:
-            parser.add_argument(flag, dest=name, action="append", default=None, metavar="VALUE", help=field.description)
-        else:
-            parser.add_argument(
-                flag, dest=name, default=None, metavar="VALUE", help=_help(field.description, field.default)
-            )
-    chosen = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
-    return Settings(**chosen)
-
-
-def _help(description: str | None, default: object) -> str:
-    return f"{description} Default: {default}." if default not in (None, "") else str(description)
 
 
 if __name__ == "__main__":

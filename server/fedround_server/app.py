@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import random
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -99,10 +100,13 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             )
             coordinator = Coordinator(context)
             token_file = settings.data_dir / "admin.token"
+            # Emptied by an operator who has lost the token, of which the server knows the hash alone.
+            is_lost = token_file.exists() and not token_file.stat().st_size
             with explained(database):
                 await coordinator.recover()
-                if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
-                    log.info("no admin had a valid token: wrote a new one to the file", path=str(token_file))
+                if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token), is_lost=is_lost):
+                    why = "the file of its token was empty" if is_lost else "no admin had a valid token"
+                    log.info(f"{why}: wrote a new one to the file", path=str(token_file))
             server = GrpcServer(settings, coordinator, counters)
             tasks.create_task(allocator.give_back(server.take_load), name="give memory back")
             address = server.bind()
@@ -110,6 +114,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             async with metrics_port(settings.metrics_address, coordinator.status.read):
                 reached("start.bound")
                 await server.start()
+                _warn_of_full_disk(settings)
                 try:
                     yield address
                 finally:
@@ -117,6 +122,12 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                     coordinator.start_draining()
                     await server.stop(settings.grace_seconds)
                     await coordinator.close()
+
+
+def _warn_of_full_disk(settings: Settings) -> None:
+    free = shutil.disk_usage(settings.data_dir).free
+    if free < settings.min_free_bytes:
+        log.warning("the disk is almost full: new models are rejected", free=free, min_free=settings.min_free_bytes)
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:

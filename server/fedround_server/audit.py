@@ -13,7 +13,7 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
-from fedround_server.config import Settings
+from fedround_server.config import Settings, problems
 from fedround_server.domain.audit import EPOCH, AuditEntry
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store.db.connection import reading
@@ -29,14 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0; 1 if the database cannot be read or stdout was closed; 2 for invalid settings.
     """
     parser = argparse.ArgumentParser(prog="python -m fedround_server.audit", description=__doc__, allow_abbrev=False)
-    for name in ("data_dir", "database"):
+    for name in ("config", "data_dir", "database"):
         help_ = Settings.model_fields[name].description
         parser.add_argument("--" + name.replace("_", "-"), default=None, metavar="VALUE", help=help_)
     chosen = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     try:
         settings = Settings(**chosen)
     except ValidationError as error:
-        sys.stderr.write(f"error: {error.errors()[0]['msg']}\n")
+        for problem in problems(error, chosen):
+            sys.stderr.write(f"error: {problem}\n")
         return 2
     try:
         with reading(settings.database or settings.data_dir / "fedround.db"):

@@ -1,11 +1,20 @@
 """TLS credentials from files that may be replaced while the server runs."""
 
 import ssl
+import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import structlog
+
+from fedround_server.host.certificate import first_certificate, not_after
+
+WARNING = timedelta(days=14)
+"""How long before its end a certificate is warned about."""
+WARN_EVERY = 86_400.0
+"""Seconds between two such warnings."""
 
 log = structlog.get_logger("fedround.tls")
 
@@ -21,6 +30,14 @@ class TlsFiles:
     def signature(self) -> tuple[tuple[int, ...] | None, ...]:
         """Returns a value that changes when a file is replaced, without reading the files."""
         return tuple(map(_signature, (self.cert, self.key, self.client_ca)))
+
+    def expiry(self) -> datetime:
+        """Returns when the server's certificate expires, the first of the chain.
+
+        Raises:
+            OSError, ValueError: The file cannot be read, or has no certificate.
+        """
+        return not_after(first_certificate(self.cert.read_text(errors="replace")))
 
     def load(self) -> grpc.ServerCertificateConfiguration:
         """Reads the files.
@@ -44,24 +61,40 @@ class _Reloading:
         self._files = files
         self._seen = files.signature()
         self.first = files.load()
+        self._expiry = files.expiry()
+        self._next_warning = 0.0
+        self._warn()
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Returns the configuration of the files; None if they have not changed, or cannot be used."""
         found = self._files.signature()
         if found == self._seen:
+            self._warn()
             return None
+        cert, key = str(self._files.cert), str(self._files.key)
         try:
-            loaded = self._files.load()
-        except OSError as error:
+            loaded, expiry = self._files.load(), self._files.expiry()
+        except (OSError, ValueError) as error:
             self._seen = found
-            log.error("cannot use the new TLS files: the previous ones stay in use", error=str(error))
+            log.error(
+                "cannot use the new TLS files: the previous ones stay in use", error=str(error), cert=cert, key=key
+            )
             return None
         if self._files.signature() != found:
             # They are being replaced: the next connection checks them again.
             return None
-        self._seen = found
-        log.info("loaded new TLS files", cert=str(self._files.cert))
+        self._seen, self._expiry, self._next_warning = found, expiry, 0.0
+        log.info("loaded new TLS files", cert=cert, expires=expiry.isoformat())
+        self._warn()
         return loaded
+
+    def _warn(self) -> None:
+        """Logs that the certificate has expired or soon will, at most once a day."""
+        left = self._expiry - datetime.now(UTC)
+        if left < WARNING and time.monotonic() >= self._next_warning:
+            self._next_warning = time.monotonic() + WARN_EVERY
+            state = "has expired" if left <= timedelta(0) else "will expire soon"
+            log.warning(f"the TLS certificate {state}", cert=str(self._files.cert), expires=self._expiry.isoformat())
 
 
 def credentials(files: TlsFiles) -> grpc.ServerCredentials:
@@ -72,7 +105,7 @@ def credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """
     try:
         reloading = _Reloading(files)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RuntimeError(f"cannot use the TLS files: {error}: check {files.cert} and {files.key}") from error
     return grpc.dynamic_ssl_server_credentials(
         reloading.first,

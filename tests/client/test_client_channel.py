@@ -211,8 +211,12 @@ def test_invalid_tokens_are_rejected_at_once(address, token):
     assert token not in str(error.value)
 
 
-def test_tls_files_are_read_from_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("FEDROUND_TLS_CA", str(tmp_path / "nowhere.pem"))
+@pytest.mark.parametrize("variable", ["FEDROUND_TLS_CA", "FEDROUND_TLS_CERT", "FEDROUND_TLS_KEY"])
+def test_tls_files_are_read_from_the_environment(monkeypatch, tmp_path, variable):
+    for name in ("FEDROUND_TLS_CERT", "FEDROUND_TLS_KEY"):
+        monkeypatch.setenv(name, str(tmp_path / "there.pem"))
+    (tmp_path / "there.pem").touch()
+    monkeypatch.setenv(variable, str(tmp_path / "nowhere.pem"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         connect("127.0.0.1:1", "token")
     connect("127.0.0.1:1", "token", insecure=True).close()

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import fedround_client as fr
 import forked
-from calls import Person
+from calls import Person, fails_with
 from fedround.v1 import user_pb2
 from fedround_server.methods import check_methods
 from servers import MODULE, Server
@@ -122,6 +122,27 @@ def test_a_start_makes_a_token_when_no_admin_has_one(tmp_path: Path) -> None:
         assert server.admin_token != token
         again = Person(channel, server.admin_token).users.GetMyself(user_pb2.GetMyselfRequest()).user
         assert again.user_id == me.user_id
+
+
+def test_a_start_makes_a_token_when_its_file_was_emptied(tmp_path: Path) -> None:
+    with Server(tmp_path / "data") as server:
+        lost = server.admin_token
+        (server.data_dir / "admin.token").unlink()
+        server.stop()
+        server.start()
+        # Who keeps the token somewhere else removes the file.
+        assert not (server.data_dir / "admin.token").exists()
+        (server.data_dir / "admin.token").touch()
+        server.stop()
+        server.start()
+        with grpc.insecure_channel(server.address) as channel:
+            assert Person(channel, server.admin_token).users.GetMyself(user_pb2.GetMyselfRequest()).user.name == "admin"
+            with fails_with("UNAUTHENTICATED", "TOKEN_INVALID", "token"):
+                Person(channel, lost).users.GetMyself(user_pb2.GetMyselfRequest())
+        token = server.admin_token
+        server.stop()
+        server.start()
+        assert server.admin_token == token
 
 
 def test_a_server_may_open_as_many_files_as_its_hard_limit_says(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fedround_client.command import (
     convert,
     demo,
     doctor,
+    health,
     init,
     metrics,
     model,
@@ -47,6 +48,7 @@ app.command("metrics")(metrics.metrics)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
+app.command("health")(health.health)
 app.command("init")(init.init)
 app.command("top")(top.top)
 app.command("protoset")(protoset.protoset)
@@ -77,9 +79,9 @@ def options(
         typer.Option(envvar="FEDROUND_TLS_CA", help="PEM file of the server's certificate authority."),
     ] = None,
     tls_cert: Annotated[
-        Path | None, typer.Option(envvar="FEDROUND_CLIENT_CERT", help="PEM file of your certificate.")
+        Path | None, typer.Option(envvar="FEDROUND_TLS_CERT", help="PEM file of your certificate.")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(envvar="FEDROUND_CLIENT_KEY", help="PEM file of its key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar="FEDROUND_TLS_KEY", help="PEM file of its key.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Use plaintext, even to another machine.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")

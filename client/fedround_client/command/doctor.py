@@ -8,16 +8,15 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-import grpc
 import typer
 
 from fedround.v1.user_pb2 import Role
 from fedround_client.address import is_loopback
 from fedround_client.channel import Target
+from fedround_client.command.health import ask
 from fedround_client.command.output import Format, FormatOption, echo_json, enum_name, show_table
 from fedround_client.command.session import Session
 from fedround_client.errors import FedroundError
-from fedround_client.probe import connection_error
 
 REACH_SECONDS = 5.0
 OPTIONAL = {
@@ -25,8 +24,6 @@ OPTIONAL = {
     "postgres": ("psycopg", "psycopg_pool"),
     "demo": ("matplotlib", "sklearn"),
 }
-SERVING = b"\x08\x01"
-"""grpc.health.v1.HealthCheckResponse with the status SERVING. The SDK does not depend on grpcio-health-checking."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,10 @@ def _server(session: Session) -> Iterator[Finding]:
     try:
         insecure = True if session.insecure else None
         target = Target(session.server, session.tls_ca, session.tls_cert, session.tls_key, insecure)
-        with target.open_channel() as channel:
-            health = _health(channel, target)
+        try:
+            health = _health(target)
+        except FedroundError as error:
+            health = Finding("connection", "fail", str(error))
         yield health
         if health.state == "fail":
             return
@@ -89,12 +88,7 @@ def _server(session: Session) -> Iterator[Finding]:
         yield Finding("token", "ok", f"of {me.name}, {enum_name(Role, me.role)}, {me.user_id}")
 
 
-def _health(channel: grpc.Channel, target: Target) -> Finding:
-    check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
-    try:
-        serving = check(b"", timeout=REACH_SECONDS, wait_for_ready=False) == SERVING
-    except grpc.RpcError as error:
-        return Finding("connection", "fail", str(connection_error(error, target, target.server, is_first=True)))
-    if serving:
+def _health(target: Target) -> Finding:
+    if ask(target, "", REACH_SECONDS) == "SERVING":
         return Finding("health", "ok", "serving")
     return Finding("health", "fail", "not serving: the server is starting or shutting down, try again")

@@ -18,19 +18,20 @@ class Users:
         self._context = context
         self._access = access
 
-    async def bootstrap(self, keep_token: Callable[[str], None]) -> bool:
+    async def bootstrap(self, keep_token: Callable[[str], None], *, is_lost: bool = False) -> bool:
         """Creates a token that never expires for an admin, and the first admin if needed, unless an admin has a token.
 
         Args:
             keep_token: Writes the token durably where the operator finds it; called before the token becomes valid, so
                 that no crash in between leaves a valid token that is lost.
+            is_lost: Whether the first admin gets a new one in any case, which takes the place of those it has.
 
         Returns:
             Whether there is a new token.
         """
         now = self._context.clock.now()
         admins, can_enter = await self._context.store.credentials.admins(now)
-        if can_enter:
+        if can_enter and not is_lost:
             return False
         token = new_token()
         await in_thread(keep_token, token)

@@ -64,6 +64,7 @@ class ErrorInterceptor(ContextInterceptor):
             raise
         except FedroundError as error:
             self._on_error(method, peer, error)
+            structlog.contextvars.bind_contextvars(reason=error.reason)
             await _abort(context, to_status(error))
         except Exception:
             error_id = str(uuid.uuid4())

@@ -1,15 +1,22 @@
 """Space for uploads: how many bytes they may have, per user and in total, and how much of the disk they leave free."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import structlog
 
 from fedround_server.blobs import Blobs, BlobWriter, StagedRef, UploadRef
 from fedround_server.domain.errors import DiskFull, Quota, TooManyUploads
 from fedround_server.domain.limits import Limits
 
+log = structlog.get_logger("fedround.space")
+
 MIN_COUNTED_BYTES = 1 << 20
 """What an unfinished upload counts at least, in bytes: empty files fill a disk, too."""
+WARN_EVERY = 600.0
+"""Seconds between two warnings of a disk that is almost full."""
 
 
 class SpaceReservation:
@@ -60,6 +67,7 @@ class Space:
         self._reservations: set[SpaceReservation] = set()
         self._unfinished: dict[str, dict[UploadRef | StagedRef, int]] = {}
         self._bytes: Counter[str] = Counter()
+        self._next_warning = 0.0
 
     @property
     def unfinished_bytes(self) -> int:
@@ -140,8 +148,16 @@ class Space:
         free = self._blobs.free_bytes() - sum(other.to_come for other in others)
         # Updates may use half of what must stay free otherwise; the rest is for aggregation and the database.
         if free - to_come < limits.min_free_bytes // (2 if is_update else 1):
+            self._warn(free)
             raise DiskFull(
                 "the server's disk is almost full: try again when the operator has made room", limit="min_free_bytes"
+            )
+
+    def _warn(self, free: int) -> None:
+        if time.monotonic() >= self._next_warning:
+            self._next_warning = time.monotonic() + WARN_EVERY
+            log.warning(
+                "the disk is almost full: uploads are rejected", free=free, min_free=self._limits.min_free_bytes
             )
 
     def _count(self, user_id: str, ref: UploadRef | StagedRef, size: int) -> None:

@@ -151,7 +151,8 @@ def unavailable() -> Iterator[None]:
     try:
         yield
     except (peewee.OperationalError, peewee.InterfaceError) as error:
-        log.warning("the database does not answer: %s", first_error(error))
+        # PostgreSQL's messages may have several lines.
+        log.warning("the database does not answer: %s", " ".join(str(first_error(error)).split()))
         raise StoreUnavailable("the database does not answer: try again") from error
 
 

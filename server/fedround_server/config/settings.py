@@ -1,24 +1,47 @@
 """The settings of the server. Flags win over FEDROUND_* variables, these over a TOML file, and that over defaults.
 
-Each setting is a flag and a variable by its name. A limit has its default in `domain/limits.py`.
+Each setting is a flag and a variable by its name. A limit has its default in `domain/limits.py`. `make settings` writes
+docs/configuration.md from this file.
 """
 
 import ipaddress
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from fedround_server.config import file
+from fedround_server.config.units import parse_duration, parse_size
 from fedround_server.domain.limits import DEFAULTS, Limits
 
-CONFIG_FILE = "fedround.toml"
+GROUPS = {
+    "listen": "Listening and TLS",
+    "data_dir": "Storage",
+    "log_format": "Logs and metrics",
+    "heartbeat_seconds": "Connections and shutdown",
+    "token_lifetime_seconds": "Tokens",
+    "max_calls_per_second_per_user": "Limits on calls and connections",
+    "max_model_bytes": "Limits on files",
+    "max_open_trainings_per_user": "Trainings and aggregation",
+    "architecture": "Predictions",
+    "id_seed": "Simulations and tests",
+}
+"""Titles of the groups of settings, by the first setting of each; a group goes on until the next one begins."""
 MAX_LIFETIME = 3_200_000_000
 """Seconds, about a century: dates stay within the years that Python knows."""
 ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}=[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -28,50 +51,21 @@ class Settings(BaseSettings):
     """Everything that an operator can set. Frozen."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FEDROUND_", frozen=True, extra="forbid", toml_file=CONFIG_FILE, populate_by_name=True
+        env_prefix="FEDROUND_", env_ignore_empty=True, frozen=True, extra="forbid", populate_by_name=True
+    )
+
+    config: Path | None = Field(
+        None, description="TOML file with settings; by default fedround.toml in the working directory, if it exists."
     )
 
     listen: str = Field("127.0.0.1:50051", description="Address to listen on; port 0 takes a free one.")
-    metrics_listen: str = Field(
-        "", description="Address for Prometheus, such as 127.0.0.1:9464, on a port of its own; empty for none."
-    )
-    data_dir: Path = Field(Path("fedround-data"), description="Directory of the database, the files and admin.token.")
-    database: str = Field("", description="postgresql:// URL; empty for a SQLite file in the data directory.")
     tls_cert: Path | None = Field(None, description="PEM file with the certificate chain.")
     tls_key: Path | None = Field(None, description="PEM file with the private key.")
     tls_client_ca: Path | None = Field(None, description="PEM file with the CA of client certificates; requires them.")
     insecure: bool = Field(False, description="Listen on addresses other than loopback without TLS.")
-    log_format: str = Field("console", pattern="^(console|json)$", description="console or json.")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
-    grace_seconds: float = Field(10.0, ge=0, description="Time that calls in progress have to end at shutdown.")
-    heartbeat_seconds: float = Field(
-        DEFAULTS.heartbeat.total_seconds(), gt=0, description="Longest silence of a subscription."
-    )
-    keepalive_seconds: float = Field(30.0, gt=0, le=86_400, description="Time after which a silent peer gets a ping.")
-    keepalive_timeout_seconds: float = Field(
-        10.0, gt=0, le=86_400, description="Time that a peer has to answer a ping."
-    )
-    token_lifetime_seconds: float | None = Field(
-        None, gt=0, le=MAX_LIFETIME, description="Lifetime of tokens that are created without one; unset for no end."
-    )
-    max_token_lifetime_seconds: float | None = Field(
-        None, gt=0, le=MAX_LIFETIME, description="Longest lifetime of any token; unset for no end."
-    )
-    max_model_bytes: int = Field(DEFAULTS.max_model_bytes, ge=1, description="Size of a model or update file.")
-    max_calls_per_second_per_user: float = Field(
-        200.0,
-        gt=0,
-        description="Calls of one user, or of one address without a valid token; bursts may have a minute's worth.",
-    )
-    max_calls_per_second: float = Field(
-        5000.0, gt=0, description="Calls of all users; bursts may have a minute's worth."
-    )
-    max_unfinished_bytes_per_user: int = Field(
-        DEFAULTS.max_unfinished_bytes_per_user, ge=1, description="Size of one user's unfinished uploads."
-    )
-    max_unfinished_bytes: int = Field(
-        DEFAULTS.max_unfinished_bytes, ge=1, description="Size of all unfinished uploads."
-    )
+
+    data_dir: Path = Field(Path("fedround-data"), description="Directory of the database, the files and admin.token.")
+    database: str = Field("", description="postgresql:// URL; empty for a SQLite file in the data directory.")
     min_free_bytes: int = Field(
         DEFAULTS.min_free_bytes, ge=0, description="Free space on the disk that new models leave; updates leave half."
     )
@@ -83,11 +77,41 @@ class Settings(BaseSettings):
     max_stored_bytes: int = Field(
         DEFAULTS.max_stored_bytes, ge=1, description="Size of all files; new models are rejected beyond it."
     )
-    max_open_trainings_per_user: int = Field(
-        DEFAULTS.max_open_trainings_per_user, ge=1, description="Trainings of one actor that have not ended."
+
+    log_format: str = Field("console", pattern="^(console|json)$", description="Format of the log on stderr.")
+    log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="Lowest level of what is logged."
     )
-    max_open_trainings: int = Field(
-        DEFAULTS.max_open_trainings, ge=1, description="Trainings of all actors that have not ended."
+    metrics_listen: str = Field(
+        "", description="Address for Prometheus, such as 127.0.0.1:9464, on a port of its own; empty for none."
+    )
+    metrics_insecure: bool = Field(
+        False, description="Serve metrics on addresses other than loopback: whoever reaches the port can read them."
+    )
+
+    heartbeat_seconds: float = Field(
+        DEFAULTS.heartbeat.total_seconds(), gt=0, description="Longest silence of a subscription."
+    )
+    keepalive_seconds: float = Field(30.0, gt=0, le=86_400, description="Time after which a silent peer gets a ping.")
+    keepalive_timeout_seconds: float = Field(
+        10.0, gt=0, le=86_400, description="Time that a peer has to answer a ping."
+    )
+    grace_seconds: float = Field(10.0, ge=0, description="Time that calls in progress have to end at shutdown.")
+
+    token_lifetime_seconds: float | None = Field(
+        None, gt=0, le=MAX_LIFETIME, description="Lifetime of tokens that are created without one; unset for no end."
+    )
+    max_token_lifetime_seconds: float | None = Field(
+        None, gt=0, le=MAX_LIFETIME, description="Longest lifetime of any token; unset for no end."
+    )
+
+    max_calls_per_second_per_user: float = Field(
+        200.0,
+        gt=0,
+        description="Calls of one user, or of one address without a valid token; bursts may have a minute's worth.",
+    )
+    max_calls_per_second: float = Field(
+        5000.0, gt=0, description="Calls of all users; bursts may have a minute's worth."
     )
     max_streams_per_connection: int = Field(1000, ge=1, description="Calls in progress over one connection.")
     max_waiting_calls: int = Field(
@@ -103,9 +127,34 @@ class Settings(BaseSettings):
     max_uploads: int = Field(512, ge=1, description="Uploads of all users at the same time.")
     max_downloads_per_user: int = Field(32, ge=1, description="Downloads of one user at the same time.")
     max_subscriptions_per_user: int = Field(64, ge=1, description="Subscriptions of one user at the same time.")
-    architecture: tuple[str, ...] = Field(
+
+    max_model_bytes: int = Field(DEFAULTS.max_model_bytes, ge=1, description="Size of a model or update file.")
+    max_unfinished_bytes_per_user: int = Field(
+        DEFAULTS.max_unfinished_bytes_per_user, ge=1, description="Size of one user's unfinished uploads."
+    )
+    max_unfinished_bytes: int = Field(
+        DEFAULTS.max_unfinished_bytes, ge=1, description="Size of all unfinished uploads."
+    )
+
+    max_open_trainings_per_user: int = Field(
+        DEFAULTS.max_open_trainings_per_user, ge=1, description="Trainings of one actor that have not ended."
+    )
+    max_open_trainings: int = Field(
+        DEFAULTS.max_open_trainings, ge=1, description="Trainings of all actors that have not ended."
+    )
+    aggregation_threads: int = Field(
+        default_factory=lambda: max(1, (os.cpu_count() or 1) // 2),
+        ge=1,
+        le=64,
+        description="Threads that compute an aggregation; by default half as many as there are cores.",
+    )
+
+    architecture: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="NAME=package.module:factory, for Predict; repeat it for more."
     )
+    predict_seconds: float = Field(DEFAULTS.predict_seconds, gt=0, description="Duration of a prediction.")
+    predict_bytes: int = Field(DEFAULTS.predict_bytes, ge=1, description="Memory of a prediction.")
+
     id_seed: int | None = Field(
         None,
         ge=0,
@@ -117,14 +166,6 @@ class Settings(BaseSettings):
         description="Force nothing to disk: faster, and a crash of the machine loses what was accepted. For simulations"
         " and tests.",
     )
-    aggregation_threads: int = Field(
-        max(1, (os.cpu_count() or 1) // 2),
-        ge=1,
-        le=64,
-        description="Threads that compute an aggregation; by default half as many as there are cores.",
-    )
-    predict_seconds: float = Field(DEFAULTS.predict_seconds, gt=0, description="Duration of a prediction.")
-    predict_bytes: int = Field(DEFAULTS.predict_bytes, ge=1, description="Memory of a prediction.")
 
     @classmethod
     def settings_customise_sources(
@@ -136,7 +177,27 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Returns the sources, the strongest first."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        path = file.find(init_settings().get("config"))
+        names = cls.model_fields.keys() - {"config"}
+        found = {} if path is None else {**file.read(path, names), "config": path}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, found)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _with_unit(cls, value: Any, info: ValidationInfo) -> Any:
+        """Accepts sizes and durations with a unit; a plain number is one of bytes or seconds."""
+        name = info.field_name or ""
+        if not isinstance(value, str) or _is_number(value):
+            return value
+        if is_size(name):
+            return parse_size(value)
+        return parse_duration(value) if name.endswith("_seconds") else value
+
+    @field_validator("architecture", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """Accepts several architectures in one variable, with commas between them."""
+        return tuple(value.split(",")) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -150,10 +211,11 @@ class Settings(BaseSettings):
                 f"{host} is not a loopback address, and without TLS tokens would be sent in plain text:"
                 " set tls_cert and tls_key, or --insecure if something else encrypts the connections"
             )
-        if self.metrics_address is not None and not self.insecure and not _is_loopback(self.metrics_address[0]):
+        metrics = self.metrics_address
+        if metrics is not None and not self.metrics_insecure and not _is_loopback(metrics[0]):
             raise ValueError(
-                f"metrics_listen: {self.metrics_address[0]} is not a loopback address, and everybody who reaches it can"
-                " read the metrics: use one, or set --insecure if something else restricts the access"
+                f"metrics_listen: {metrics[0]} is not a loopback address, and everybody who reaches it can"
+                " read the metrics: use one, or set metrics_insecure if something else restricts the access"
             )
         if not self.max_model_bytes <= self.max_unfinished_bytes_per_user <= self.max_unfinished_bytes:
             raise ValueError(
@@ -201,6 +263,45 @@ def _parse_address(name: str, text: str) -> tuple[str, int]:
     if not separator or not port.isdigit() or int(port) > 65535 or not host:
         raise ValueError(f"{name}: {text!r} is not HOST:PORT")
     return host.strip("[]"), int(port)
+
+
+def problems(error: ValidationError, chosen: Mapping[str, object]) -> list[str]:
+    """Returns what is wrong with settings: a line for each, with the setting and where it was set.
+
+    Args:
+        error: The error of `Settings`.
+        chosen: The settings that were given as options, by name.
+    """
+    return [_problem(one, chosen) for one in error.errors()]
+
+
+def _problem(problem: ErrorDetails, chosen: Mapping[str, object]) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    about = ".".join(str(part) for part in problem["loc"])
+    if about in Settings.model_fields:
+        about = f"{about} ({_source(about, chosen)})"
+    return f"{about}: {message}" if about else message
+
+
+def _source(name: str, chosen: Mapping[str, object]) -> str:
+    """Returns where a setting was set: its option, its variable, or the file."""
+    variable = f"FEDROUND_{name.upper()}"
+    if name in chosen:
+        return f"--{name.replace('_', '-')}"
+    return variable if os.environ.get(variable) else str(file.find(chosen.get("config")))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_size(name: str) -> bool:
+    """Returns whether the setting of a name is a number of bytes."""
+    return "bytes" in name.split("_")
 
 
 def _duration(seconds: float | None) -> timedelta | None:

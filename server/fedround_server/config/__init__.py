@@ -1,0 +1,5 @@
+"""The settings of the server: what they are, and where they come from."""
+
+from fedround_server.config.settings import Settings, problems
+
+__all__ = ["Settings", "problems"]
