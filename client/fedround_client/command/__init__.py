@@ -23,6 +23,7 @@ from fedround_client.command import (
     predict,
     serve,
     simulate,
+    track,
     training,
     user,
 )
@@ -42,6 +43,7 @@ app.add_typer(training.app, name="training")
 app.add_typer(model.app, name="model")
 app.add_typer(audit.app, name="audit")
 app.command("metrics")(metrics.metrics)
+app.command("track")(track.track)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)

@@ -50,7 +50,7 @@ class EventLines:
             "round_started": self._round_started,
             "round_extended": lambda training_id, one: (
                 f"{self._round(training_id, one.round)} is repeated: attempt {one.attempt},"
-                f" {one.updates_arrived} of {one.updates_expected} arrived, until {when(one.deadline)}"
+                f" {one.updates_arrived} of {one.updates_expected} arrived, until {self._when(one.deadline)}"
             ),
             "update_accepted": self._update_accepted,
             "participant_failed": lambda training_id, one: (
@@ -87,10 +87,7 @@ class EventLines:
         payload = getattr(event, kind, None)
         describe = self._describe.get(kind)
         text = describe(event.training_id, payload) if describe else self._fields(event.training_id, kind, payload)
-        moment = when(event.create_time)
-        if self._is_short:
-            moment = moment[len("2026-01-01 ") :][: len("12:00:00")]
-        return "  ".join(filter(None, (moment, self._title(event.training_id), text)))
+        return "  ".join(filter(None, (self._when(event.create_time), self._title(event.training_id), text)))
 
     def waiting_line(self, heartbeat: Event) -> str:
         """Returns a line about whom a pending round waits for, if that has changed since the last line; else ""."""
@@ -102,6 +99,10 @@ class EventLines:
         now.GetCurrentTime()
         return f"{when(now)}  {self._awaited[training_id]}"
 
+    def _when(self, moment: Timestamp) -> str:
+        text = when(moment)
+        return text[11:19] if self._is_short else text
+
     def _title(self, training_id: str) -> str:
         if not self._several:
             return ""
@@ -111,7 +112,7 @@ class EventLines:
 
     def _round_started(self, training_id: str, started: RoundStarted) -> str:
         self._kinds[training_id, started.round] = started.kind
-        deadline = f", until {when(started.deadline)}" if started.HasField("deadline") else ""
+        deadline = f", until {self._when(started.deadline)}" if started.HasField("deadline") else ""
         attempt = f", attempt {started.attempt}" if started.attempt > 1 else ""
         title = self._round(training_id, started.round)
         return f"{title} is open: {task(started.kind)}, version {started.model.version}{attempt}{deadline}"

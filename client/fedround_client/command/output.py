@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedround_client.errors import ResponseInvalid
+from fedround_client.flat import flatten
 from fedround_client.payload import Progress as Report
 from fedround_client.printable import printable
 
@@ -94,7 +95,7 @@ def show(message: Message, form: Format) -> None:
     if form is Format.JSON:
         echo_json(as_dict(message))
     else:
-        show_fields(_flat(as_dict(message)))
+        show_fields(flatten(as_dict(message)))
 
 
 def show_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -191,19 +192,6 @@ def live_line(text: str) -> Iterator[Callable[[str], None] | None]:
         return
     with Console(stderr=True).status(Text(printable(text))) as status:
         yield lambda line: status.update(Text(printable(line)))
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if value == {}:  # a message without fields, like FedAvg
-        yield name, "{}"
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _flat(item, f"{name}.{index}")
-    else:
-        yield name, str(value)
 
 
 def _print(table: Table) -> None:

@@ -189,7 +189,7 @@ def _state(situation: Situation, now: float) -> Text:
 
 
 def _forecast(situation: Situation, now: float) -> str:
-    """Returns when the training will end if its versions take as long as the last ones; empty if nothing can be said."""
+    """Returns when the training will end if its versions take as long as the last ones; empty if that is not known."""
     forecast = situation.forecast_end(now)
     if forecast is None:
         return ""
@@ -210,8 +210,8 @@ def _round_times(situation: Situation, now: float) -> Iterator[str]:
     yield f"open for {duration(now - seconds_of(current.open_time))}"
     if current.wait_rule == WAIT_RULE_AFTER_MIN:
         yield f"enough arrived, closes within {duration(seconds_of(current.wait_end_time) - now)}"
-    elif current.HasField("forecast_end_time"):
-        yield f"ends in about {duration(seconds_of(current.forecast_end_time) - now)}"
+    elif (expected := seconds_of(current.forecast_end_time)) > now:
+        yield f"ends in about {duration(expected - now)}"
     if current.HasField("deadline"):
         yield f"deadline in {duration(seconds_of(current.deadline) - now)}"
 
