@@ -134,7 +134,7 @@ class _Rounds:
             version=closed.model_version,
             num_updates=closed.num_updates,
             num_failed=len(self._failed.pop(closed.round, ())),
-            seconds=None if opened is None else time - opened,
+            seconds=None if opened is None else round(time - opened, 6),
             metrics=dict(sorted(closed.metrics.items())),
             not_finite=dict(sorted(closed.not_finite.items())),
             epsilon=self._epsilon(closed),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -182,6 +183,12 @@ def progress(what: str) -> Iterator[Report | None]:
 def stderr_console() -> Console:
     """Returns a console on stderr for live views; it takes texts as they are, without markup."""
     return Console(stderr=True, markup=False, highlight=False)
+
+
+def screen_console() -> Console | None:
+    """Returns a console on stdout for a view that fills the screen; None if stdout is no terminal that can show it."""
+    can_show = sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    return Console(markup=False, highlight=False) if can_show else None
 
 
 @contextmanager

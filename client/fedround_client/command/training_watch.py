@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated, NoReturn
 
 import grpc
 import typer
-from rich.console import Console
 
 from fedround_client.client import Client
 from fedround_client.command import names
 from fedround_client.command.event_lines import EventLines
-from fedround_client.command.output import Format, FormatOption, as_dict, echo, echo_json
+from fedround_client.command.output import Format, FormatOption, as_dict, echo, echo_json, screen_console
 from fedround_client.command.session import client_of
 from fedround_client.command.training_summary import show_training
 from fedround_client.command.watching.live_view import show_live
@@ -42,18 +39,13 @@ def watch(
     """
     with client_of(context) as client:
         training_id = names.training_id(client, training) if training else ""
-        if not training_id or plain or form is Format.JSON or not _is_screen():
+        console = None if plain or form is Format.JSON else screen_console()
+        if not training_id or console is None:
             _print_lines(client, training_id, form)
-        console = Console(markup=False, highlight=False)
         show_live(client, training_id, console)
         ended = client.wait(training_id)
     show_training(ended, form)
     raise typer.Exit(code_of_training(ended))
-
-
-def _is_screen() -> bool:
-    """Returns whether stdout is a terminal on which lines can be replaced."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def _print_lines(client: Client, training_id: str, form: Format) -> NoReturn:

@@ -233,7 +233,8 @@ def _rejected(current: Round | None) -> Iterator[Text]:
     for rejected in found[:REJECTED]:
         who = [one_line(one.name) for one in current.participants if _has(one, rejected.reason)] if current else []
         names = f" ({', '.join(who[:3])}{', ...' if len(who) > 3 else ''})" if who else ""
-        yield Text(one_line(f"  rejected {rejected.count}: {rejected.reason}{names}: {rejected.message}"), "red")
+        text = one_line(f"rejected {rejected.count}: {rejected.reason}{names}: {rejected.message}")
+        yield Text(f"  {text}", "red")
     if len(found) > REJECTED:
         yield Text(f"  and {len(found) - REJECTED} more reasons of rejected updates", "red")
 
