@@ -79,8 +79,7 @@ class Watched:
 
 
 def participant(name: str, **fields) -> RoundParticipant:
-    one = RoundParticipant(user_id=name, name=name, **fields)
-    return one
+    return RoundParticipant(user_id=name, name=name, **fields)
 
 
 def open_round(**fields) -> Round:

@@ -10,7 +10,7 @@ from fedround_client.trackers.output import lock, sync_folder
 
 
 class AppendFile:
-    """A file of lines. A line at its end that was not written to its end is cut off."""
+    """A file of lines, of which the last one may not have been written to its end."""
 
     def __init__(self, path: Path) -> None:
         """Opens or creates a file, and locks it.
@@ -25,12 +25,9 @@ class AppendFile:
         sync_folder(path.parent)
 
     def lines(self) -> list[bytes]:
-        """Returns the complete lines, with their ends, and cuts off what follows them."""
+        """Returns the lines; the last one has no end if it was not written to its end."""
         self._file.seek(0)
-        lines = self._file.readlines()
-        if lines and not lines[-1].endswith(b"\n"):
-            self.cut(lines.pop())
-        return lines
+        return self._file.readlines()
 
     def cut(self, line: bytes) -> None:
         """Removes the last line."""
@@ -60,6 +57,15 @@ class AppendFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def is_beginning(line: bytes, whole: bytes) -> bool:
+    """Returns whether a line that was not written to its end is the beginning of another one.
+
+    A machine that went down meanwhile may leave zeros at the end.
+    """
+    written = line.rstrip(b"\0")[: len(whole)]
+    return whole.startswith(written)
 
 
 def _opened(path: Path) -> BinaryIO:

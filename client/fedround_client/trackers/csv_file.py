@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fedround.v1.training_pb2 import Training
 from fedround_client.csv_cells import harmless
-from fedround_client.trackers.append_file import AppendFile
+from fedround_client.errors import TrackerFailed
+from fedround_client.trackers.append_file import AppendFile, is_beginning
 from fedround_client.trackers.output import failed
 from fedround_client.trackers.tracker import EndRecord, RoundRecord, file_name, iso_time
 
@@ -27,6 +28,7 @@ _COLUMNS: Mapping[str, Callable[[RoundRecord], object]] = {
 }
 _TRAINING = "training_id"
 _FIRST = (_TRAINING, *_COLUMNS)
+_START = ",".join(_FIRST).encode()
 
 
 class CsvTracker:
@@ -43,19 +45,21 @@ class CsvTracker:
         """Opens the file; cuts off a last line that is not whole."""
         path = Path(self._output or f"{file_name(training)}.csv")
         self._file, self._training_id = AppendFile(path), training.training_id
+        self._header = [*_FIRST, *map(_title, training.spec.metric_names)]
         lines = self._file.lines()
-        if not lines:
-            self._header = [*_FIRST, *map(_title, training.spec.metric_names)]
+        if not lines or (len(lines) == 1 and not lines[0].endswith(b"\n") and is_beginning(lines[0], _START)):
+            self._file.cut(b"".join(lines))
             self._file.append(_line(self._header))
             return 0
-        self._header, *rows = _rows(lines)
-        if rows and not self._is_whole(rows[-1]):
-            # A machine that went down while it was written may leave any bytes.
+        header, *rows = _rows(lines)
+        if tuple(header[: len(_FIRST)]) != _FIRST or any(row[0] != self._training_id for row in rows[:-1]):
+            raise self._foreign(path)
+        self._header = header
+        if rows and not (lines[-1].endswith(b"\n") and len(rows[-1]) == len(header) and rows[-1][1].isdecimal()):
             self._file.cut(lines[-1])
             rows.pop()
-        is_ours = tuple(self._header[: len(_FIRST)]) == _FIRST and all(map(self._is_whole, rows))
-        if not is_ours or any(row[0] != self._training_id for row in rows):
-            raise failed(f"{path} does not belong to the training {self._training_id}: choose another --output.")
+        if rows and rows[-1][0] != self._training_id:
+            raise self._foreign(path)
         return max((int(row[1]) for row in rows), default=0)
 
     def write(self, record: RoundRecord) -> None:
@@ -88,8 +92,8 @@ class CsvTracker:
         wider = [row + [""] * (len(self._header) - len(row)) for row in rows]
         self._written.replace(b"".join(map(_line, [self._header, *wider])))
 
-    def _is_whole(self, row: list[str]) -> bool:
-        return len(row) == len(self._header) and row[1].isdecimal()
+    def _foreign(self, path: Path) -> TrackerFailed:
+        return failed(f"{path} does not belong to the training {self._training_id}: choose another --output.")
 
 
 def _title(metric: str) -> str:

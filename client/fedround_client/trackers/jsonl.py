@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedround.v1.training_pb2 import Training
-from fedround_client.trackers.append_file import AppendFile
+from fedround_client.trackers.append_file import AppendFile, is_beginning
 from fedround_client.trackers.output import failed
 from fedround_client.trackers.tracker import EndRecord, RoundRecord, file_name, iso_time, parameters
 
@@ -27,17 +27,16 @@ class JsonlTracker:
         path = Path(self._output or f"{file_name(training)}.jsonl")
         self._file = AppendFile(path)
         lines = self._file.lines()
-        found = [_parsed(line) for line in lines]
-        if found and found[-1] is None:
-            # A machine that went down while it was written may leave any bytes.
-            self._file.cut(lines[-1])
-            found.pop()
-        if not found:
+        start = json.dumps({"type": "run", "training_id": training.training_id}).encode()[:-1]
+        if not lines or (len(lines) == 1 and not lines[0].endswith(b"\n") and is_beginning(lines[0], start)):
+            self._file.cut(b"".join(lines))
             self._append("run", _run(training))
             return 0
-        first = found[0]
-        if None in found or first is None or first.get("training_id") != training.training_id:
+        found = [_parsed(line) for line in lines]
+        if not lines[0].startswith(start) or None in found[:-1]:
             raise failed(f"{path} does not belong to the training {training.training_id}: choose another --output.")
+        if found[-1] is None:
+            self._file.cut(lines[-1])
         return max((line["sequence"] for line in found if line is not None and "sequence" in line), default=0)
 
     def write(self, record: RoundRecord) -> None:
@@ -71,6 +70,9 @@ def _run(training: Training) -> dict[str, Any]:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Returns the object of a line; None if it is not whole: a machine that went down may leave any bytes."""
+    if not line.endswith(b"\n"):
+        return None
     try:
         found = json.loads(line)
     except ValueError:
