@@ -103,6 +103,7 @@ class Observer:
             # Before the questions: an event may come while they are answered.
             self._news.clear()
             begin = time.monotonic()
+            cost = 0.0
             try:
                 if self._is_training_stale or not self._may_see_rounds:
                     self._ask_for_training()
@@ -110,7 +111,7 @@ class Observer:
                 is_idle = found == last
                 if found is not None and not is_idle:
                     self._observations.put(found)
-                last = found
+                last, cost = found, time.monotonic() - begin
                 if not was_reachable:
                     self._observations.put(Unreachable())
                 was_reachable = True
@@ -120,7 +121,7 @@ class Observer:
                 if error.transient:
                     self._observations.put(Unreachable(error))
                     was_reachable = False
-            self._pause(time.monotonic() - begin, is_idle)
+            self._pause(cost, is_idle)
 
     def _ask_for_training(self) -> None:
         self._is_training_stale = False
@@ -145,7 +146,12 @@ class Observer:
             return None
 
     def _pause(self, cost: float, is_idle: bool) -> None:
-        """Waits until the next question may be asked, and, if nothing changes, for the next event."""
+        """Waits until the next question may be asked, and, if nothing changes, for the next event.
+
+        Args:
+            cost: How many seconds the server took to answer; 0 if it did not.
+            is_idle: Whether nothing has changed.
+        """
         least = max(LEAST_SECONDS, COST * cost)
         if not self._closed.wait(least) and is_idle:
             self._news.wait(IDLE_SECONDS - LEAST_SECONDS)
