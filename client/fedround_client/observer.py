@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeAlias
@@ -71,7 +71,7 @@ class Observer:
         self._training = training
         self._observations = observations
         self._closed, self._news = threading.Event(), threading.Event()
-        self._is_training_stale, self._may_see_rounds = False, True
+        self._is_training_stale, self._may_see_rounds, self._is_reachable = False, True, True
         for target in (self._read, self._ask):
             threading.Thread(target=target, name=f"observer{target.__name__}", daemon=True).start()
 
@@ -85,8 +85,7 @@ class Observer:
         events = self._training.round * max(1, self._training.num_participants)
         cursors = {self._training.training_id: 0} if events <= HISTORY_EVENTS else None
         try:
-            subscription = Subscription(self._rpc, self._training.training_id, resume_after=cursors)
-            for event in subscription:
+            for event in _Subscription(self._rpc, self._training.training_id, cursors, self._lose):
                 self._observations.put(Told(event, self._describe(event)))
                 if event.WhichOneof("payload") != "update_accepted":
                     self._is_training_stale = True
@@ -95,10 +94,15 @@ class Observer:
         except Exception as error:  # raised by the thread that shows it
             self._observations.put(error)
 
+    def _lose(self, error: FedroundError) -> None:
+        """Puts that the server does not answer. The next answer to a question says that it does."""
+        self._is_reachable, self._is_training_stale = False, True
+        self._observations.put(Unreachable(error))
+        self._news.set()
+
     def _ask(self) -> None:
         """Puts the training and its round as they change."""
         last: Round | None = None
-        was_reachable = True
         while not self._closed.is_set():
             # Before the questions: an event may come while they are answered.
             self._news.clear()
@@ -112,15 +116,14 @@ class Observer:
                 if found is not None and not is_idle:
                     self._observations.put(found)
                 last, cost = found, time.monotonic() - begin
-                if not was_reachable:
+                if not self._is_reachable:
+                    self._is_reachable = True
                     self._observations.put(Unreachable())
-                was_reachable = True
             except FedroundError as error:
                 is_idle = False
                 # Others end the subscription, too.
                 if error.transient:
-                    self._observations.put(Unreachable(error))
-                    was_reachable = False
+                    self._lose(error)
             self._pause(cost, is_idle)
 
     def _ask_for_training(self) -> None:
@@ -155,3 +158,19 @@ class Observer:
         least = max(LEAST_SECONDS, COST * cost)
         if not self._closed.wait(least) and is_idle:
             self._news.wait(IDLE_SECONDS - LEAST_SECONDS)
+
+
+class _Subscription(Subscription):
+    """A subscription that tells when it has lost the server."""
+
+    def __init__(
+        self, rpc: Rpc, training_id: str, cursors: Mapping[str, int] | None, lose: Callable[[FedroundError], None]
+    ) -> None:
+        super().__init__(rpc, training_id, resume_after=cursors)
+        self._lose = lose
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps between two attempts."""
+        if self._last_error is not None:
+            self._lose(self._last_error)
+        super().sleep(seconds)
