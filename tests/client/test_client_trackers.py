@@ -15,6 +15,7 @@ from client.scripted import MODEL, OTHER, TRAINING
 from fedround.v1.aggregation_pb2 import Aggregation, FedProx
 from fedround.v1.training_pb2 import Training, TrainingSpec
 from fedround_client import TrackerFailed
+from fedround_client.command.track import TrackerChoice
 from fedround_client.trackers import TRACKERS, EndRecord, RoundRecord, make_tracker
 from fedround_client.trackers import mlflow as mlflow_tracker
 
@@ -230,6 +231,10 @@ def test_two_trackers_do_not_write_to_one_output(name, tmp_path):
             second.begin(DIGITS)
     with closing(third):
         assert third.begin(DIGITS) == 0
+
+
+def test_the_command_offers_all_trackers():
+    assert [choice.value for choice in TrackerChoice] == list(TRACKERS)
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
