@@ -13,6 +13,7 @@ from fedround.v1.event_pb2 import (
     RoundClosed,
     RoundStarted,
     TrainingStarted,
+    UpdateAccepted,
 )
 from fedround.v1.round_pb2 import (
     ROUND_STATE_OPEN,
@@ -150,6 +151,22 @@ def test_a_large_cohort(watched):
 def test_metrics_by_version(watched):
     (line,) = [line for line in watched.lines(43) if line.startswith("  accuracy")]
     assert line == "  accuracy  0.75       version 2, best 0.75 at version 2  ▁█"
+
+
+def test_events_are_shown_before_the_round_is_asked_for(watched):
+    people = [participant("site 1", subscribed=True), participant("site 2", subscribed=True)]
+    found = open_round(participants=people, num_participants=2, updates_expected=2)
+    watched.situation.add(found, BEGIN + 41)
+    accepted = UpdateAccepted(round=4, participant_id="site 1", updates_arrived=1, updates_expected=2)
+    watched.event(42, update_accepted=accepted)
+    lines = watched.lines(42)
+    assert lines[3].endswith("1 of 2 updates")
+    assert ("  site 1  connected" in lines, "  site 2  connected" in lines) == (False, True)
+    closed = RoundClosed(round=4, kind=ROUND_KIND_TRAIN, model_version=3, num_updates=2)
+    watched.event(43, round_closed=closed)
+    watched.event(43, round_started=RoundStarted(round=5, kind=ROUND_KIND_EVALUATE))
+    assert watched.lines(43)[1] == "round 6 of 40: evaluation; version 3 of 20"
+    assert watched.lines(43)[3].endswith("0 of 0 reports")
 
 
 def test_rejected_updates_and_the_end_of_the_wait(watched):

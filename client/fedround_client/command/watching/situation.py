@@ -15,11 +15,13 @@ from fedround.v1.event_pb2 import (
     ROUND_KIND_EVALUATE,
     ROUND_KIND_TRAIN,
     Event,
+    ParticipantFailed,
     RoundClosed,
     RoundKind,
     RoundStarted,
+    UpdateAccepted,
 )
-from fedround.v1.round_pb2 import ROUND_STATE_OPEN, Round, RoundParticipant
+from fedround.v1.round_pb2 import ROUND_STATE_AGGREGATING, ROUND_STATE_OPEN, Round, RoundParticipant
 from fedround.v1.training_pb2 import Training
 from fedround_client.observer import Told, Unreachable
 
@@ -78,6 +80,8 @@ class Situation:
     unreachable: str = ""
     end: Event | None = None
     _version_times: dict[int, float] = field(default_factory=dict)
+    # What the events say of the current round, which the training and the round that were read may not know yet.
+    _counts: tuple[int, int] | None = None
 
     def add(self, item: Told | Training | Round | Unreachable, now: float) -> None:
         """Takes an observation.
@@ -116,8 +120,25 @@ class Situation:
     @property
     def arrived(self) -> tuple[int, int]:
         """Updates or reports of the current round that have arrived, and how many close it."""
-        source = self.training if self.current is None else self.current
-        return source.updates_arrived, source.updates_expected
+        if self.current is not None:
+            return self.current.updates_arrived, self.current.updates_expected
+        if self._counts is not None:
+            return self._counts
+        is_read = self.training.round == self.number
+        return (self.training.updates_arrived, self.training.updates_expected) if is_read else (0, 0)
+
+    @property
+    def version(self) -> int:
+        """The latest version of the model."""
+        return max(self.training.model_version, max(self._version_times, default=0))
+
+    @property
+    def is_aggregating(self) -> bool:
+        """Whether the current round is closed, and its result is being computed."""
+        if self.current is not None:
+            return self.current.state == ROUND_STATE_AGGREGATING
+        arrived, expected = self.arrived
+        return 0 < expected <= arrived and self.end is None
 
     @property
     def update_bytes(self) -> int | None:
@@ -172,6 +193,10 @@ class Situation:
                 self._version_times[0] = seconds_of(event.create_time)
             case "round_started":
                 self._begin_round(event)
+            case "update_accepted":
+                self._count(event.update_accepted)
+            case "participant_failed":
+                self._count(event.participant_failed)
             case "round_closed":
                 self._close_round(event.round_closed, seconds_of(event.create_time))
             case "training_finished" | "training_failed" | "training_removed":
@@ -179,11 +204,22 @@ class Situation:
 
     def _begin_round(self, event: Event) -> None:
         if self.started is None or self.started.round != event.round_started.round:
-            self.uploads = {}
+            self.uploads, self._counts = {}, None
             self.open_time = seconds_of(event.create_time)
         self.started = event.round_started
         if self.current is not None and self.current.number < event.round_started.round:
             self.current = None
+
+    def _count(self, told: UpdateAccepted | ParticipantFailed) -> None:
+        if told.round != self.number:
+            return
+        self._counts = told.updates_arrived, told.updates_expected
+        if self.current is None:
+            return
+        self.current.updates_arrived, self.current.updates_expected = self._counts
+        for one in self.current.participants:
+            if isinstance(told, UpdateAccepted) and one.user_id == told.participant_id:
+                one.arrived = True
 
     def _close_round(self, closed: RoundClosed, time: float) -> None:
         for name, value in closed.metrics.items():
@@ -196,7 +232,9 @@ class Situation:
     def _add_round(self, found: Round, now: float) -> None:
         if found.number < self.number:
             return
-        self.current = found
+        # A copy: events change it.
+        self.current = Round()
+        self.current.CopyFrom(found)
         self.uploads = {
             one.user_id: self.uploads.get(one.user_id, Upload(now, one.uploaded_bytes)).then(now, one.uploaded_bytes)
             for one in found.participants

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE
 from fedround.v1.round_pb2 import (
-    ROUND_STATE_AGGREGATING,
     ROUND_STATE_PENDING,
     WAIT_RULE_AFTER_MIN,
     Round,
@@ -21,7 +20,6 @@ from fedround.v1.training_pb2 import (
     TRAINING_STATE_COMPLETED,
     TRAINING_STATE_ERROR,
     TRAINING_STATE_INITIAL,
-    Training,
 )
 from fedround_client.command.training_summary import task
 from fedround_client.command.watching.situation import Situation, seconds_of
@@ -87,7 +85,7 @@ class View:
         text = f"{arrived} of {expected} {noun}"
         if situation.current is not None and situation.current.state == ROUND_STATE_PENDING:
             return Text(f"waiting for {one_line(awaited_text(situation.current))}", "yellow")
-        if _is_aggregating(situation):
+        if situation.is_aggregating:
             text += ", aggregating"
         cells = max(5, min(MAX_BAR, width - len(text) - 2))
         return Text.assemble(self._meter(arrived, expected, cells), "  ", text)
@@ -164,7 +162,7 @@ def _head(situation: Situation, now: float) -> Iterator[Text]:
         return
     number = round_text(situation.number, planned_rounds(training.spec))
     attempt = f", attempt {current.attempt} of {current.max_attempts}" if current and current.attempt > 1 else ""
-    version = f"version {training.model_version} of {training.spec.target_num_updates}"
+    version = f"version {situation.version} of {training.spec.target_num_updates}"
     yield Text(f"{number}: {task(situation.kind)}{attempt}; {version}")
     if times := ", ".join(_round_times(situation, now)):
         yield Text(times)
@@ -214,17 +212,6 @@ def _round_times(situation: Situation, now: float) -> Iterator[str]:
         yield f"ends in about {duration(expected - now)}"
     if current.HasField("deadline"):
         yield f"deadline in {duration(seconds_of(current.deadline) - now)}"
-
-
-def _is_aggregating(situation: Situation) -> bool:
-    if situation.current is not None:
-        return situation.current.state == ROUND_STATE_AGGREGATING
-    return _is_running(situation.training) and situation.training.round_closed
-
-
-def _is_running(training: Training) -> bool:
-    ended = (TRAINING_STATE_INITIAL, TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
-    return training.state not in ended
 
 
 def _rejected(current: Round | None) -> Iterator[Text]:
