@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from client.scripted import MODEL, OTHER, TRAINING
 from fedround.v1.aggregation_pb2 import Aggregation, FedProx
@@ -18,6 +17,7 @@ from fedround_client import TrackerFailed
 from fedround_client.command.track import TrackerChoice
 from fedround_client.trackers import TRACKERS, EndRecord, RoundRecord, make_tracker
 from fedround_client.trackers import mlflow as mlflow_tracker
+from tracked import FILES, content, mlflow_run
 
 SPEC = TrainingSpec(
     name="digits/ü", metric_names=["accuracy"], client_ids=["x"], aggregation=Aggregation(fed_prox=FedProx(mu=0.5))
@@ -31,7 +31,6 @@ RECORDS = [
     RoundRecord(12, 1_800_000_005.0, 3, "EVALUATE", 2, 5, 0, 0.5, {"accuracy": float("inf")}),
 ]
 END = EndRecord(14, 1_800_000_006.0, "failed", "DEADLINE_MISSED", "no update")
-FILES = {"csv": "t.csv", "jsonl": "t.jsonl"}
 
 
 @pytest.fixture(autouse=True)
@@ -59,30 +58,6 @@ def track(name: str, folder: Path, upto: int | None = None, *, end: bool = True)
     finally:
         tracker.close()
     return cursor
-
-
-def content(name: str, folder: Path) -> object:
-    """Everything that was written, as its readers see it."""
-    if name in FILES:
-        return (folder / FILES[name]).read_text()
-    if name == "tensorboard":
-        (run,) = (folder / "out").iterdir()
-        found = EventAccumulator(str(run))
-        found.Reload()
-        scalars = {tag: [(one.step, one.value) for one in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
-        return scalars, sorted(tag for tag in found.Tags()["tensors"] if "text" in tag)
-    run, client = mlflow_run(folder)
-    metrics = {
-        key: sorted((one.step, one.timestamp, one.value) for one in client.get_metric_history(run.info.run_id, key))
-        for key in run.data.metrics
-    }
-    return metrics, run.data.params, {key: run.data.tags[key] for key in run.data.tags if "fedround" in key}
-
-
-def mlflow_run(folder: Path):
-    client = MlflowClient(tracking_uri=str(folder / "out"))
-    (run,) = client.search_runs([client.get_experiment_by_name("fedround").experiment_id])
-    return run, client
 
 
 @pytest.mark.parametrize("name", TRACKERS)

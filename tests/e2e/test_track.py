@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 import fedround_client as fr
-from client.test_client_trackers import content
 from e2e.federation import Federation, federation, plus_one
 from e2e.test_command import forked_fedround
 from fedround_client.trackers import TRACKERS
 from forked import ForkedProcess, fork_server
 from servers import Server
+from tracked import FILES, content
 
 pytestmark = pytest.mark.timeout(120)
 MODEL = {"w": np.zeros(3, np.float32)}
-FILES = {"csv": "t.csv", "jsonl": "t.jsonl"}
 
 
 def evaluate(model: dict[str, np.ndarray], _: fr.Round) -> tuple[dict[str, float], int]:
