@@ -2,10 +2,12 @@
 
 import json
 
+import grpc
 import pytest
 
 from client.scripted import MODEL, OK, TRAINING, UNAVAILABLE, done
-from fedround.v1.event_pb2 import Event, TrainingFailed, TrainingFinished, TrainingRemoved
+from fedround.v1 import event_pb2
+from fedround.v1.event_pb2 import Event, TrainingFinished, TrainingRemoved
 from fedround.v1.training_pb2 import (
     TRAINING_STATE_COMPLETED,
     TRAINING_STATE_ERROR,
@@ -13,6 +15,8 @@ from fedround.v1.training_pb2 import (
     Training,
     TrainingError,
 )
+from fedround_client import FedroundError, TrainingFailed
+from fedround_client.exit_codes import code_of_error
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -27,7 +31,7 @@ ENDS = {
     ),
     "failed": (
         4,
-        {"training_failed": TrainingFailed(reason="DEADLINE_MISSED", message="no update")},
+        {"training_failed": event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="no update")},
         Training(state=TRAINING_STATE_ERROR, error=TrainingError(reason="DEADLINE_MISSED", message="no update")),
     ),
     "stopped": (
@@ -89,3 +93,10 @@ def test_other_errors_and_wrong_command_lines(server, command):
     call = command("training", "wait", "digits")
     server.fail("GetTrainings", UNAVAILABLE)
     assert "error: " in done(call, 1).stderr
+
+
+def test_errors_of_other_commands_that_run_trainings():
+    # Such as the demo and simulations.
+    assert code_of_error(TrainingFailed(grpc.StatusCode.ABORTED, "PARTICIPANTS_FAILED", "no")) == 4
+    assert code_of_error(FedroundError(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", "no")) == 1
+    assert code_of_error(OSError()) == 1

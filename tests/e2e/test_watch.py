@@ -97,3 +97,14 @@ def test_plain_lines_on_a_terminal(server: Server) -> None:
     assert (code, "stopped by its actor: version 0" in text) == (5, True)
     assert "\x1b[?1049h" not in terminal.output
     assert waited.returncode == 5
+
+
+def test_a_participant_that_is_removed(server: Server) -> None:
+    with federation(server, 2) as group:
+        training_id = started(group)
+        with watch(group, server, group.tokens[1]) as terminal:
+            terminal.until(shows("0 of 2 updates"))
+            group.actor.remove_clients(training_id, [group.ids[1]])
+            code, after = terminal.end()
+        group.actor.remove_training(training_id, force=True)
+    assert (code, "CLIENT_REMOVED: You were removed" in after) == (1, True)

@@ -42,7 +42,8 @@ def watch(
         console = None if plain or form is Format.JSON else screen_console()
         if not training_id or console is None:
             _print_lines(client, training_id, form)
-        show_live(client, training_id, console)
+        if not show_live(client, training_id, console):
+            raise _removed()
         ended = client.wait(training_id)
     show_training(ended, form)
     raise typer.Exit(code_of_training(ended))
@@ -62,6 +63,10 @@ def _print_lines(client: Client, training_id: str, form: Format) -> NoReturn:
             echo(lines.line(event))
         if training_id and (code := code_of_event(event)) is not None:
             raise typer.Exit(code)
-    raise RemovedFromTraining(
+    raise _removed()
+
+
+def _removed() -> RemovedFromTraining:
+    return RemovedFromTraining(
         grpc.StatusCode.ABORTED, "CLIENT_REMOVED", "You were removed from the training, and see no more of it."
     )

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
-from google.protobuf.json_format import MessageToDict
-
 from fedround.v1.training_pb2 import Training
 from fedround_client.flat import flatten
 
@@ -108,6 +106,9 @@ class Tracker(Protocol):
 
 def parameters(training: Training) -> dict[str, str]:
     """Returns the spec of a training as texts by name, such as "aggregation.fed_prox.mu"; without what is empty."""
+    # Takes a while to import, and a participant does not need it.
+    from google.protobuf.json_format import MessageToDict
+
     spec = MessageToDict(training.spec, preserving_proto_field_name=True)
     return dict(flatten({name: value for name, value in spec.items() if name not in _LEFT_OUT}))
 

@@ -28,8 +28,11 @@ FRAME_SECONDS = 0.1
 _SDK = logging.getLogger("fedround_client")
 
 
-def show_live(client: Client, training_id: str, console: Console) -> None:
+def show_live(client: Client, training_id: str, console: Console) -> bool:
     """Shows a training on the whole screen until its last event.
+
+    Returns:
+        Whether the training has ended; else the caller was removed from it, and sees no more events.
 
     Raises:
         FedroundError: Its events cannot be read.
@@ -48,7 +51,7 @@ def show_live(client: Client, training_id: str, console: Console) -> None:
                     if isinstance(item, Exception):
                         raise item
                     if item is None:
-                        return
+                        return situation.end is not None
                     situation.add(item, time.time())
     finally:
         observer.close()
