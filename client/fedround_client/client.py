@@ -28,6 +28,7 @@ from fedround_client.rpc import Rpc
 from fedround_client.server import ServerCalls
 from fedround_client.tensor_selection import PrivateTensors
 from fedround_client.tensor_types import Framework
+from fedround_client.tracking import TrackingCalls
 from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
 
@@ -36,7 +37,17 @@ CompressionName: TypeAlias = Literal["gzip"]
 DEFAULT_SERVER = "127.0.0.1:50051"
 
 
-class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, InferenceCalls, AuditCalls, ServerCalls):
+class Client(
+    UserCalls,
+    TrainingCalls,
+    TrackingCalls,
+    ControlCalls,
+    ModelCalls,
+    RoundCalls,
+    InferenceCalls,
+    AuditCalls,
+    ServerCalls,
+):
     """A client of a fedround server. Thread-safe. Close it, or use it in a `with` block."""
 
     def __init__(

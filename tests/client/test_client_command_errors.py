@@ -141,7 +141,7 @@ def test_events_are_escaped(server, command, form):
     rpc.send_response(Event(training_id=TRAINING, sequence=2, training_failed=failed))
     if form == "table":
         server.reply("GetTraining", GetTrainingResponse(training=Training(spec=TrainingSpec(target_num_updates=4))))
-    lines = done(call).stdout.splitlines()
+    lines = done(call, 4).stdout.splitlines()
     assert len(lines) == 2
     assert is_safe("".join(lines))
     if form == "table":

@@ -28,7 +28,7 @@ from fedround.v1.model_pb2 import (
 )
 from fedround.v1.user_pb2 import GetUsersResponse, User
 from fedround_client import to_safetensors
-from fedround_client.command.spreadsheet import harmless
+from fedround_client.csv_cells import harmless
 from fedround_client.options import uncertainty
 
 pytestmark = pytest.mark.timeout(30)

@@ -55,13 +55,13 @@ def test_training_wait_and_watch(server, command):
             assert line == f"finished: version 5 of model {MODEL}"
 
 
-def test_waiting_for_a_training_that_fails_exits_with_1(server, command):
+def test_waiting_for_a_training_that_fails_says_why(server, command):
     call = command("training", "wait", TRAINING)
     failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="no update arrived")
     server.stream("Subscribe")[1].send_response(Event(training_id=TRAINING, sequence=3, training_failed=failed))
     error = TrainingError(reason="DEADLINE_MISSED", message="no update arrived; missing: ward 7")
     server.reply("GetTraining", GetTrainingResponse(training=Training(error=error)))
-    assert done(call, 1).stderr == "error: DEADLINE_MISSED: no update arrived; missing: ward 7\n"
+    assert done(call, 4).stderr == "error: DEADLINE_MISSED: no update arrived; missing: ward 7\n"
 
 
 def test_a_round_shows_missing_participants_and_rejected_updates(server, command):

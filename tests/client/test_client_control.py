@@ -381,7 +381,7 @@ def test_events_of_control_are_lines(server, command):
     server.reply("GetTraining", GetTrainingResponse(training=RUNNING))
     rpc.send_response(event(4, stop_requested=event_pb2.StopRequested()))
     rpc.send_response(event(5, training_finished=TrainingFinished(model_id=OTHER, model_version=2, stopped=True)))
-    assert [line.strip() for line in done(call).stdout.splitlines()] == [
+    assert [line.strip() for line in done(call, 5).stdout.splitlines()] == [
         "paused by its actor: no further round opens",
         "resumed by its actor",
         "the configuration is changed from round 2 on",

@@ -46,9 +46,9 @@ def test_a_server_may_listen_on_loopback_without_tls(folder: Path) -> None:
 
 
 def test_metrics_are_served_on_loopback_or_with_consent(folder: Path) -> None:
-    assert _parse([]).metrics_address is None
-    assert _parse(["--metrics-listen", "[::1]:9464"]).metrics_address == ("::1", 9464)
-    assert _parse(["--metrics-listen", "0.0.0.0:9464", "--metrics-insecure"]).metrics_address == ("0.0.0.0", 9464)
+    assert parse([]).metrics_address is None
+    assert parse(["--metrics-listen", "[::1]:9464"]).metrics_address == ("::1", 9464)
+    assert parse(["--metrics-listen", "0.0.0.0:9464", "--metrics-insecure"]).metrics_address == ("0.0.0.0", 9464)
 
 
 @pytest.mark.parametrize(

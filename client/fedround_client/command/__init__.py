@@ -26,6 +26,7 @@ from fedround_client.command import (
     serve,
     simulate,
     top,
+    track,
     training,
     user,
 )
@@ -45,6 +46,7 @@ app.add_typer(training.app, name="training")
 app.add_typer(model.app, name="model")
 app.add_typer(audit.app, name="audit")
 app.command("metrics")(metrics.metrics)
+app.command("track")(track.track)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)

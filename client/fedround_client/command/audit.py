@@ -22,11 +22,9 @@ from fedround_client.command.files import ForceOption, check_new
 from fedround_client.command.output import Format, FormatOption, echo, echo_json
 from fedround_client.command.serve import require
 from fedround_client.command.session import client_of
+from fedround_client.exit_codes import ExitCode
 
 app = typer.Typer(no_args_is_help=True, help="Verify the audit log, print its head, or export it. For admins.")
-
-CANNOT_READ = 3
-"""Exit code of `verify` if the log cannot be read; 1 means that the log is broken."""
 
 DataDir: TypeAlias = Annotated[
     Path | None, typer.Option(help="Read the data directory of a server instead, running or not.")
@@ -127,9 +125,9 @@ def _exit_if_unreadable() -> Iterator[None]:
     except AuditBroken:
         raise
     except typer.Exit:
-        raise typer.Exit(CANNOT_READ) from None
+        raise typer.Exit(ExitCode.UNREADABLE_AUDIT_LOG) from None
     except Exception:
-        with print_errors(CANNOT_READ):
+        with print_errors(ExitCode.UNREADABLE_AUDIT_LOG):
             raise
 
 

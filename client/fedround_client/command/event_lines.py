@@ -27,15 +27,17 @@ FEW = 3
 class EventLines:
     """Describes events. Asks the server for names when they are needed, and keeps them."""
 
-    def __init__(self, client: Client, *, several: bool) -> None:
+    def __init__(self, client: Client, *, several: bool, is_short: bool = False) -> None:
         """Creates an object that knows no names yet.
 
         Args:
             client: Asks for trainings, users and rounds.
             several: Whether lines name their training.
+            is_short: Whether lines have the time without the date, and do not say whom a round waits for.
         """
         self._client = client
         self._several = several
+        self._is_short = is_short
         self._trainings: dict[str, Training | None] = {}
         self._users: dict[str, str] = {}
         self._kinds: dict[tuple[str, int], RoundKind.ValueType] = {}
@@ -48,7 +50,7 @@ class EventLines:
             "round_started": self._round_started,
             "round_extended": lambda training_id, one: (
                 f"{self._round(training_id, one.round)} is repeated: attempt {one.attempt},"
-                f" {one.updates_arrived} of {one.updates_expected} arrived, until {when(one.deadline)}"
+                f" {one.updates_arrived} of {one.updates_expected} arrived, until {self._when(one.deadline)}"
             ),
             "update_accepted": self._update_accepted,
             "participant_failed": lambda training_id, one: (
@@ -85,7 +87,7 @@ class EventLines:
         payload = getattr(event, kind, None)
         describe = self._describe.get(kind)
         text = describe(event.training_id, payload) if describe else self._fields(event.training_id, kind, payload)
-        return "  ".join(filter(None, (when(event.create_time), self._title(event.training_id), text)))
+        return "  ".join(filter(None, (self._when(event.create_time), self._title(event.training_id), text)))
 
     def waiting_line(self, heartbeat: Event) -> str:
         """Returns a line about whom a pending round waits for, if that has changed since the last line; else ""."""
@@ -97,6 +99,10 @@ class EventLines:
         now.GetCurrentTime()
         return f"{when(now)}  {self._awaited[training_id]}"
 
+    def _when(self, moment: Timestamp) -> str:
+        text = when(moment)
+        return text[11:19] if self._is_short else text
+
     def _title(self, training_id: str) -> str:
         if not self._several:
             return ""
@@ -106,7 +112,7 @@ class EventLines:
 
     def _round_started(self, training_id: str, started: RoundStarted) -> str:
         self._kinds[training_id, started.round] = started.kind
-        deadline = f", until {when(started.deadline)}" if started.HasField("deadline") else ""
+        deadline = f", until {self._when(started.deadline)}" if started.HasField("deadline") else ""
         attempt = f", attempt {started.attempt}" if started.attempt > 1 else ""
         title = self._round(training_id, started.round)
         return f"{title} is open: {task(started.kind)}, version {started.model.version}{attempt}{deadline}"
@@ -120,7 +126,7 @@ class EventLines:
         )
 
     def _missing(self, training_id: str, accepted: UpdateAccepted) -> str:
-        if not 0 < accepted.updates_expected - accepted.updates_arrived <= FEW:
+        if self._is_short or not 0 < accepted.updates_expected - accepted.updates_arrived <= FEW:
             return ""
         with suppress(FedroundError):
             found = self._client.get_round(training_id)
@@ -136,7 +142,7 @@ class EventLines:
     def _pending(self, training_id: str) -> str:
         """Returns how many participants the next round waits for; an empty text if it does not wait."""
         training = self._training(training_id)
-        if training is not None and may_wait(training.spec):
+        if not self._is_short and training is not None and may_wait(training.spec):
             with suppress(FedroundError):
                 found = self._client.get_round(training_id)
                 if found.state == ROUND_STATE_PENDING:

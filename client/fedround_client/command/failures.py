@@ -15,11 +15,9 @@ import typer
 from fedround_client.audit_entry import AuditBroken
 from fedround_client.command.output import echo
 from fedround_client.errors import FedroundError
+from fedround_client.exit_codes import ExitCode, code_of_error
 from fedround_client.printable import printable
 from fedround_client.tensor_types import TensorError
-
-USAGE_ERROR = 2
-"""Exit code after a wrong command line."""
 
 _as_json: ContextVar[bool] = ContextVar("errors_as_json", default=False)
 
@@ -41,7 +39,7 @@ def fail(
     *,
     code: grpc.StatusCode = grpc.StatusCode.FAILED_PRECONDITION,
     metadata: Mapping[str, str] | None = None,
-    exit_code: int = 1,
+    exit_code: int = ExitCode.FAILED,
 ) -> NoReturn:
     """Prints the error and exits.
 
@@ -56,23 +54,27 @@ def fail(
 
 
 @contextmanager
-def print_errors(exit_code: int = 1) -> Iterator[None]:
-    """Prints expected errors, and exits with the code, or with 1 if the audit log is broken."""
+def print_errors(exit_code: int | None = None) -> Iterator[None]:
+    """Prints expected errors, and exits with the code; by default with the one for the error.
+
+    It exits with 1 if the audit log is broken.
+    """
     try:
         yield
     except FedroundError as error:
-        _fail(error, exit_code)
+        _fail(error, exit_code or code_of_error(error))
     except TensorError as error:
-        fail("MODEL_FORMAT", str(error), code=grpc.StatusCode.INVALID_ARGUMENT, exit_code=exit_code)
+        fail("MODEL_FORMAT", str(error), code=grpc.StatusCode.INVALID_ARGUMENT, exit_code=exit_code or 1)
     except AuditBroken as error:
         fail("AUDIT_BROKEN", str(error), code=grpc.StatusCode.DATA_LOSS, metadata={"sequence": str(error.sequence)})
     except TimeoutError as error:
-        fail("TIMEOUT", str(error), code=grpc.StatusCode.DEADLINE_EXCEEDED, exit_code=exit_code)
+        code = exit_code or code_of_error(error)
+        fail("TIMEOUT", str(error), code=grpc.StatusCode.DEADLINE_EXCEEDED, exit_code=code)
     except BrokenPipeError:
         raise
     except OSError as error:
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        fail("FILE", text, exit_code=exit_code)
+        fail("FILE", text, exit_code=exit_code or 1)
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def print_usage_errors() -> Iterator[None]:
             # Typer prints it: an argument may be the name of another user's file.
             vars(error)["format_message"] = lambda: printable(text())
             raise
-        fail("USAGE", text(), code=grpc.StatusCode.INVALID_ARGUMENT, exit_code=USAGE_ERROR)
+        fail("USAGE", text(), code=grpc.StatusCode.INVALID_ARGUMENT, exit_code=ExitCode.USAGE)
 
 
 def _fail(error: FedroundError, exit_code: int) -> NoReturn:

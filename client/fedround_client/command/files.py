@@ -8,7 +8,8 @@ from typing import Annotated, TypeAlias
 import grpc
 import typer
 
-from fedround_client.command.failures import USAGE_ERROR, fail
+from fedround_client.command.failures import fail
+from fedround_client.exit_codes import ExitCode
 
 ForceOption: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")]
 
@@ -21,5 +22,5 @@ def check_new(path: Path, force: bool) -> None:
             f"{path} exists: use --force to overwrite it, or give another name",
             code=grpc.StatusCode.ALREADY_EXISTS,
             metadata={"file": str(path)},
-            exit_code=USAGE_ERROR,
+            exit_code=ExitCode.USAGE,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedround_client.errors import ResponseInvalid
+from fedround_client.flat import flatten
 from fedround_client.payload import Progress as Report
 from fedround_client.printable import printable
 
@@ -94,7 +96,7 @@ def show(message: Message, form: Format) -> None:
     if form is Format.JSON:
         echo_json(as_dict(message))
     else:
-        show_fields(_flat(as_dict(message)))
+        show_fields(flatten(as_dict(message)))
 
 
 def show_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -188,6 +190,12 @@ def stdout_console() -> Console:
     return Console(markup=False, highlight=False)
 
 
+def screen_console() -> Console | None:
+    """Returns a console on stdout for a view that fills the screen; None if stdout is no terminal that can show it."""
+    can_show = sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    return Console(markup=False, highlight=False) if can_show else None
+
+
 @contextmanager
 def live_line(text: str) -> Iterator[Callable[[str], None] | None]:
     """Shows a line on stderr during the block, if that is a terminal; yields what replaces the line by another one."""
@@ -196,19 +204,6 @@ def live_line(text: str) -> Iterator[Callable[[str], None] | None]:
         return
     with Console(stderr=True).status(Text(printable(text))) as status:
         yield lambda line: status.update(Text(printable(line)))
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if value == {}:  # a message without fields, like FedAvg
-        yield name, "{}"
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _flat(item, f"{name}.{index}")
-    else:
-        yield name, str(value)
 
 
 def _print(table: Table) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
 
@@ -18,16 +18,13 @@ from fedround_client.command import (
     training_replay,
     training_round,
     training_rounds,
+    training_wait,
+    training_watch,
 )
-from fedround_client.command.event_lines import EventLines
-from fedround_client.command.live import live_messages
 from fedround_client.command.output import (
     Columns,
     Format,
     FormatOption,
-    as_dict,
-    echo,
-    echo_json,
     enum_name,
     show_all,
     show_removed,
@@ -44,6 +41,8 @@ app.command("create")(training_create.create)
 app.command("round")(training_round.round_)
 app.command("rounds")(training_rounds.rounds)
 app.command("replay")(training_replay.replay)
+app.command("wait")(training_wait.wait)
+app.command("watch")(training_watch.watch)
 for _branches in (training_branches.contributions, training_branches.shadows, training_branches.evaluate):
     app.command()(_branches)
 for _change in (training_control.stop, training_control.pause, training_control.resume, training_control.config):
@@ -130,47 +129,3 @@ def remove(
         training_id = names.training_id(client, training)
         client.remove_training(training_id, force=force)
     show_removed("training", training_id, form)
-
-
-@app.command()
-def wait(
-    context: typer.Context,
-    training: names.Training,
-    timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Wait until a training is completed, and say whom it waits for; exits with 1 if it fails."""
-    with client_of(context) as client:
-        training_id = names.training_id(client, training)
-        # Programs that ask for JSON often read both streams as one.
-        with live_messages("waiting for the training") if form is Format.TABLE else nullcontext():
-            ended = client.wait(training_id, timeout)
-    show_training(ended, form)
-
-
-@app.command()
-def watch(
-    context: typer.Context,
-    training: Annotated[
-        str,
-        typer.Argument(
-            metavar="[TRAINING]",
-            help="The training: its name, its id, or the first characters of its id; all of yours by default.",
-            autocompletion=names.complete_trainings,
-        ),
-    ] = "",
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Print events as they happen, one per line (with JSON: one object per line)."""
-    with client_of(context) as client:
-        training_id = names.training_id(client, training) if training else None
-        lines = EventLines(client, several=training_id is None)
-        # For people, heartbeats are moments to look whether more participants are connected.
-        for event in client.watch(training_id, heartbeats=training_id is not None and form is Format.TABLE):
-            if form is Format.JSON:
-                echo_json(as_dict(event), indent=None)
-            elif event.HasField("heartbeat"):
-                if line := lines.waiting_line(event):
-                    echo(line)
-            else:
-                echo(lines.line(event))

@@ -18,6 +18,7 @@ from fedround_client.demo.settings import ARCHITECTURE, FACTORY, Settings, parse
 from fedround_client.embedded.interruption import Interrupted, ignore_signals, interruptible
 from fedround_client.embedded.processes import ProcessExited, ProcessGroup
 from fedround_client.embedded.server import Server
+from fedround_client.exit_codes import code_of_error
 
 RESULTS = {
     "accuracy.png": "the accuracy by round, compared with the alternatives",
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         argv: The arguments of `fedround demo`.
 
     Returns:
-        The exit code: 0, 1 after an error, 128 + N after signal N (130 after Ctrl-C).
+        The exit code: 0, 1 after an error (4 if the training failed), 128 + N after signal N (130 after Ctrl-C).
     """
     settings = parse(argv)
     console = Console()
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         return 128 + interruption.number
     except (ProcessExited, fr.FedroundError, OSError) as error:
         console.print(Text(f"The demo failed. {error}", "red"), soft_wrap=True)
-        return 1
+        return code_of_error(error)
     return 0
 
 

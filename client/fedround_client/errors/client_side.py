@@ -20,6 +20,7 @@ __all__ = [
     "RequestBodyLimit",
     "ResponseInvalid",
     "TlsFailed",
+    "TrackerFailed",
     "TrainingFailed",
     "TrainingRemoved",
     "UnsupportedRound",
@@ -72,6 +73,10 @@ class TlsFailed(FailedPrecondition):
     The reason is one of TLS_UNKNOWN_AUTHORITY, TLS_EXPIRED, TLS_NOT_YET_VALID, TLS_WRONG_NAME, TLS_CERTIFICATE_INVALID,
     TLS_REQUIRED (the server expects TLS), TLS_NOT_OFFERED (it does not), TLS_CLIENT_CERTIFICATE and TLS_FILE_INVALID.
     """
+
+
+class TrackerFailed(FailedPrecondition, reason="TRACKER_FAILED"):
+    """A tracker cannot write: its output belongs to another training, for example, or cannot be reached."""
 
 
 class ResponseInvalid(FedroundError, reason="RESPONSE_INVALID"):
