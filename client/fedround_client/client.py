@@ -25,6 +25,7 @@ from fedround_client.round import RoundCalls
 from fedround_client.round_model import RoundModels
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Rpc
+from fedround_client.server import ServerCalls
 from fedround_client.tensor_selection import PrivateTensors
 from fedround_client.tensor_types import Framework
 from fedround_client.training import TrainingCalls
@@ -35,7 +36,7 @@ CompressionName: TypeAlias = Literal["gzip"]
 DEFAULT_SERVER = "127.0.0.1:50051"
 
 
-class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, InferenceCalls, AuditCalls):
+class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, InferenceCalls, AuditCalls, ServerCalls):
     """A client of a fedround server. Thread-safe. Close it, or use it in a `with` block."""
 
     def __init__(

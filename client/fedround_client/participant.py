@@ -131,7 +131,12 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                     "TRAINING_NOT_FOUND",
                     f"The events of training {self._training_id} ended without a final event.",
                 )
-            except CursorExpired as error:
+            except (CursorExpired, TrainingNotFound) as error:
+                # A server that was restored from a backup has forgotten the end of a log, or a training.
+                if self._training_id and isinstance(error, TrainingNotFound):
+                    raise
+                self._counted.clear()
+                self._runner.forget_all()
                 logger.warning("Starting again at the current round: %s", error)
 
     def _ended_trainings(self) -> set[str]:

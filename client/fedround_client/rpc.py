@@ -20,6 +20,7 @@ from fedround.v1 import (
     model_pb2_grpc,
     round_pb2,
     round_pb2_grpc,
+    server_pb2_grpc,
     training_pb2,
     training_pb2_grpc,
     user_pb2_grpc,
@@ -104,6 +105,7 @@ class Rpc:
         self.control = control_pb2_grpc.ControlServiceStub(channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.audit = audit_pb2_grpc.AuditServiceStub(channel)
+        self.server = server_pb2_grpc.ServerServiceStub(channel)
         self.clock = clock
         self.compression = compression
         self.address = address

@@ -323,7 +323,7 @@ class TrainingCalls:
             TrainingRemoved: It was removed.
         """
         log = WaitLog(self._rpc, training_id)
-        subscription = Subscription(self._rpc, training_id, timeout=timeout, heartbeats=True)
+        subscription = Subscription(self._rpc, training_id, timeout=timeout, heartbeats=True, begin_again=True)
         try:
             for event in subscription:
                 log.add(event)

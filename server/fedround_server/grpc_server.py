@@ -25,6 +25,8 @@ from fedround.v1 import (
     model_pb2_grpc,
     round_pb2,
     round_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
     training_pb2,
     training_pb2_grpc,
     user_pb2,
@@ -53,6 +55,7 @@ from fedround_server.services.health_service import HealthService
 from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
 from fedround_server.services.round_service import RoundService
+from fedround_server.services.server_service import ServerService
 from fedround_server.services.training_service import TrainingService
 from fedround_server.services.user_service import UserService
 
@@ -69,6 +72,7 @@ SERVICES = tuple(
         model_pb2,
         inference_pb2,
         audit_pb2,
+        server_pb2,
         health_pb2,
         reflection_pb2,
         channelz_pb2,
@@ -202,6 +206,7 @@ class GrpcServer:
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator, compressor), server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(coordinator), server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(coordinator), server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(ServerService(coordinator), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), server)
         names = [service.full_name for service in SERVICES]

@@ -97,6 +97,8 @@ METHODS: Mapping[str, Method] = {
     "/fedround.v1.AuditService/GetContributions": Method(ACTORS),
     "/fedround.v1.AuditService/ReplayRound": Method(ACTORS, on_drain=OnDrain.REJECT),
     "/fedround.v1.AuditService/ReplayTraining": Method(ACTORS, Limit.DOWNLOADS, OnDrain.REJECT),
+    "/fedround.v1.ServerService/GetServerStatus": Method(ADMINS),
+    "/fedround.v1.ServerService/CollectFiles": Method(ADMINS),
     "/grpc.health.v1.Health/Check": Method(UNAUTHENTICATED),
     "/grpc.health.v1.Health/List": Method(UNAUTHENTICATED),
     "/grpc.health.v1.Health/Watch": Method(UNAUTHENTICATED, on_drain=OnDrain.END),

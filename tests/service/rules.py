@@ -112,6 +112,8 @@ RULES = {
     "/fedround.v1.AuditService/GetContributions": model(OK, "MODEL_NOT_FOUND"),
     "/fedround.v1.AuditService/ReplayRound": training("REPLAY_IMPOSSIBLE", "NOT_ACTOR"),
     "/fedround.v1.AuditService/ReplayTraining": training("REPLAY_IMPOSSIBLE", "NOT_ACTOR"),
+    "/fedround.v1.ServerService/GetServerStatus": Rule(owner="UNIMPLEMENTED"),
+    "/fedround.v1.ServerService/CollectFiles": NONE,
     "/grpc.health.v1.Health/Check": NONE,
     "/grpc.health.v1.Health/List": NONE,
     "/grpc.health.v1.Health/Watch": NONE,

@@ -76,6 +76,7 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "ReplayRound": ACTORS,
         "ReplayTraining": ACTORS,
     },
+    "fedround.v1.ServerService": {"GetServerStatus": ADMIN, "CollectFiles": ADMIN},
     "grpc.health.v1.Health": {"Check": UNAUTHENTICATED, "List": UNAUTHENTICATED, "Watch": UNAUTHENTICATED},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": UNAUTHENTICATED},
     "grpc.channelz.v1.Channelz": {

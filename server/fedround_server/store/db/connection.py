@@ -124,6 +124,25 @@ def reading(url: str | Path) -> Iterator[None]:
         database_proxy.initialize(None)
 
 
+@contextmanager
+def exporting_snapshot() -> Iterator[str]:
+    """Reads one state of the PostgreSQL database within the block; yields the id by which others can read it, too."""
+    database = database_proxy.obj
+    with database.atomic():
+        database.execute_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield str(database.execute_sql("SELECT pg_export_snapshot()").fetchone()[0])
+
+
+def is_empty(url: str) -> bool:
+    """Returns whether a PostgreSQL database has no tables.
+
+    Raises:
+        StoreUnavailable: It does not answer.
+    """
+    with reading(url):
+        return not database_proxy.obj.get_tables()
+
+
 def disconnect(database: Connections) -> None:
     """Closes the connections of all threads, of SQLite the one of this thread."""
     if isinstance(database, PooledPostgresqlDatabase):

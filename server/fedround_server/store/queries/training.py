@@ -137,6 +137,12 @@ def lock_trainings_of_user(user_id: str) -> list[TrainingRow]:
     return trainings
 
 
+def lock_open_trainings() -> list[TrainingRow]:
+    """Returns all trainings that have not ended."""
+    rows = TrainingRow.select().where(TrainingRow.remove_time.is_null(), TrainingRow.state.not_in(ENDED))
+    return list(locked(rows.order_by(TrainingRow.training_id)))
+
+
 def page_trainings(
     user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
 ) -> list[TrainingRow]:
