@@ -22,8 +22,7 @@ from fedround_server.backup.layout import (
     object_path,
     write_snapshot_files,
 )
-from fedround_server.blobs.local import BACKUP_LOCK
-from fedround_server.host.file_lock import shared, try_exclusive
+from fedround_server.host.file_lock import BACKUP_LOCK, shared, try_exclusive
 from fedround_server.host.folder import make_private
 from fedround_server.host.sync import sync_folder
 from fedround_server.store.queries.backup import count_objects, find_digests

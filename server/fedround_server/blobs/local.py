@@ -23,14 +23,12 @@ from fedround_server.blobs.writer import LocalWriter
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
-from fedround_server.host.file_lock import try_exclusive
+from fedround_server.host.file_lock import BACKUP_LOCK, try_exclusive
 from fedround_server.host.folder import make_private
 from fedround_server.host.page_cache import keep_open
 from fedround_server.host.sync import sync_folder
 
 log = logging.getLogger(__name__)
-BACKUP_LOCK = "backup.lock"
-"""The file in the data directory that a backup locks, shared: no blob is collected meanwhile."""
 
 
 class LocalBlobs:

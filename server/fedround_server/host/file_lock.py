@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+BACKUP_LOCK = "backup.lock"
+"""The file in a data directory that backups lock, shared: no blob is collected meanwhile."""
+
 
 @contextmanager
 def try_exclusive(path: Path) -> Iterator[bool]:
