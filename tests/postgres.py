@@ -58,6 +58,14 @@ class Postgres:
         self._end(signal.SIGKILL)
         until(self._start)
 
+    def stop(self) -> None:
+        """Stops it as an operator does: PostgreSQL ends all connections, and then itself."""
+        self._end(signal.SIGINT)
+
+    def start(self) -> None:
+        """Starts it again on the same data."""
+        until(self._start)
+
     def _end(self, number: signal.Signals) -> None:
         pid = self._server.get_pid()
         os.kill(pid, number)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedround_server.backup.layout import POSTGRES_FILE, SQLITE_FILE, BackupError
 from fedround_server.store.db.connection import exporting_snapshot, is_postgres, postgres_settings, reading
+from fedround_server.store.db.run import check_schema
 from fedround_server.store.db.wal import check_log
 
 NAMES = {"dbname": "PGDATABASE", "user": "PGUSER"}
@@ -27,10 +28,12 @@ def copied(database: str | Path, folder: Path, pg_dump: str) -> Iterator[Path]:
 
     Raises:
         BackupError: It cannot be copied.
+        RuntimeError: It is of another version.
         StoreUnavailable: It cannot be read.
     """
     if isinstance(database, str) and is_postgres(database):
         with reading(database), exporting_snapshot() as snapshot:
+            check_schema()
             target = folder / POSTGRES_FILE
             words = ("--format=custom", "--no-owner", "--no-privileges", f"--snapshot={snapshot}", f"--file={target}")
             run_program(pg_dump, words, database, "--pg-dump")
@@ -40,6 +43,7 @@ def copied(database: str | Path, folder: Path, pg_dump: str) -> Iterator[Path]:
         target = folder / SQLITE_FILE
         copy_sqlite(Path(database), target)
         with reading(target):
+            check_schema()
             yield target
 
 
