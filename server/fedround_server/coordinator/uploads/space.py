@@ -1,5 +1,6 @@
 """Space for uploads: how many bytes they may have, per user and in total, and how much of the disk they leave free."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from fedround_server.blobs import Blobs, BlobWriter, StagedRef, UploadRef
 from fedround_server.domain.errors import DiskFull, Quota, TooManyUploads
 from fedround_server.domain.limits import Limits
 
+log = logging.getLogger(__name__)
 MIN_COUNTED_BYTES = 1 << 20
 """What an unfinished upload counts at least, in bytes: empty files fill a disk, too."""
 
@@ -60,11 +62,13 @@ class Space:
         self._reservations: set[SpaceReservation] = set()
         self._unfinished: dict[str, dict[UploadRef | StagedRef, int]] = {}
         self._bytes: Counter[str] = Counter()
+        self._is_low = False
 
     def recover(self) -> None:
-        """Counts the resumable uploads that an earlier process left."""
+        """Counts the resumable uploads that an earlier process left, and looks how much of the disk is free."""
         for ref, size in self._blobs.unfinished_uploads():
             self._count(ref.user_id, ref, size)
+        self._warn_if_low(self._blobs.free_bytes(), 0)
 
     def forget(self, ref: UploadRef) -> None:
         """Stops counting an upload that was removed."""
@@ -134,9 +138,22 @@ class Space:
             )
         free = self._blobs.free_bytes() - sum(other.to_come for other in others)
         # Updates may use half of what must stay free otherwise; the rest is for aggregation and the database.
+        self._warn_if_low(free, to_come)
         if free - to_come < limits.min_free_bytes // (2 if is_update else 1):
             raise DiskFull(
                 "the server's disk is almost full: try again when the operator has made room", limit="min_free_bytes"
+            )
+
+    def _warn_if_low(self, free: int, to_come: int) -> None:
+        """Tells the operator once that the disk is almost full, until it is not any more."""
+        was_low, self._is_low = self._is_low, free - to_come < self._limits.min_free_bytes
+        if self._is_low and not was_low:
+            log.warning(
+                "the disk is almost full: %d bytes are free, %d of them for an upload, and new models leave %d"
+                " (min_free_bytes): make room, or run `fedround collect`",
+                free,
+                to_come,
+                self._limits.min_free_bytes,
             )
 
     def _count(self, user_id: str, ref: UploadRef | StagedRef, size: int) -> None:
