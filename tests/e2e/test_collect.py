@@ -86,7 +86,7 @@ def test_a_server_with_as_many_bytes_as_it_takes_accepts_models_again(
             for number in range(6)
         ]
         more = {"w": np.full(SIZE, 9, np.float32)}
-        with pytest.raises(fr.Quota, match="the server would have files of .* remove some first"):
+        with pytest.raises(fr.Quota, match=r"the server would have files of .* remove some first"):
             group.actor.upload_model(more, name="more")
         for model_id in models[:2]:
             group.actor.remove_model(model_id)
