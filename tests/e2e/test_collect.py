@@ -21,7 +21,7 @@ def stored(data_dir: Path) -> int:
     """The files that there are; each is a little larger than FILE."""
     paths = list(data_dir.glob("objects/*/*"))
     sizes = sum(path.stat().st_size for path in paths)
-    assert len(paths) * FILE <= sizes < len(paths) * (FILE + 1000)
+    assert len(paths) * FILE <= sizes <= len(paths) * (FILE + 1000)
     return len(paths)
 
 

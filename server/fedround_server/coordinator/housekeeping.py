@@ -63,6 +63,8 @@ class Housekeeping:
                     await rounds.look(training_id)
                 except Unavailable as error:
                     log.warning("looking at the round of training %s: %s", training_id, error)
+                    # Nor will the others get an answer now.
+                    break
 
     async def _keep_last_seen_forever(self) -> None:
         while True:

@@ -161,8 +161,13 @@ def unavailable() -> Iterator[None]:
     try:
         yield
     except (peewee.OperationalError, peewee.InterfaceError) as error:
-        log.warning("the database does not answer: %s", first_error(error))
+        log.warning("the database does not answer: %s", in_one_line(first_error(error)))
         raise StoreUnavailable("the database does not answer: try again") from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns the message of an error as one line of a log: those of PostgreSQL have several."""
+    return " ".join(str(error).split())
 
 
 def first_error(error: BaseException) -> BaseException:
