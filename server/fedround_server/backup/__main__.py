@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0; 1 after an error, or if a file is damaged; 2 for a wrong command line or invalid settings.
     """
     command, *words = sys.argv[1:] if argv is None else argv
-    parser = _verifier() if words[:1] == ["verify"] else _restorer() if command == "restore" else _taker()
+    parser = _verifier() if words[:1] == ["verify"] else restore_parser() if command == "restore" else backup_parser()
     options = parser.parse_args(words[1:] if words[:1] == ["verify"] else words)
     try:
         return int(options.run(options))
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), options)
 
 
-def _taker() -> argparse.ArgumentParser:
+def backup_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `fedround backup`."""
     parser = _parser(
         "fedround backup",
         "Backs up a server, running or not, on its machine and as its user. `fedround backup verify BACKUP` reads all"
@@ -80,7 +81,8 @@ def _verifier() -> argparse.ArgumentParser:
     return parser
 
 
-def _restorer() -> argparse.ArgumentParser:
+def restore_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `fedround restore`."""
     parser = _parser("fedround restore", "Restores a backup into a new data directory, and verifies every file.")
     parser.add_argument("backup", metavar="BACKUP", type=Path, help="The backup.")
     parser.add_argument(

@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedround_server.store.db.connection import exporting_snapshot, is_postgres,
 from fedround_server.store.db.run import check_schema
 from fedround_server.store.db.wal import check_log
 
+LOG_CHECKS, LOG_CHECK_SECONDS = 5, 0.1
 NAMES = {"dbname": "PGDATABASE", "user": "PGUSER"}
 """Environment variables of PostgreSQL's programs that are not PG and the name of the setting."""
 
@@ -57,8 +59,7 @@ def copy_sqlite(source: Path, target: Path) -> None:
         raise BackupError(f"there is no database {source}: give the --data-dir of a server, or its --database")
     os.close(os.open(target, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o600))
     try:
-        # Only the index of a server that was killed can say that changes are missing in its log.
-        check_log(source)
+        _check_log(source)
         with (
             closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as database,
             closing(sqlite3.connect(target)) as copy,
@@ -73,6 +74,24 @@ def copy_sqlite(source: Path, target: Path) -> None:
     if found != "ok":
         raise BackupError(f"the database {source} is damaged: {found}")
     _sync(target)
+
+
+def _check_log(database: Path) -> None:
+    """Checks that the log of a server that was killed is whole.
+
+    Raises:
+        RuntimeError: It has fewer pages than were committed.
+    """
+    for attempt in range(LOG_CHECKS):
+        try:
+            check_log(database)
+        except RuntimeError:
+            # A running server may have begun its log anew while it was read.
+            if attempt == LOG_CHECKS - 1:
+                raise
+            time.sleep(LOG_CHECK_SECONDS)
+        else:
+            return
 
 
 def load_dump(dump: Path, url: str, pg_restore: str) -> None:
