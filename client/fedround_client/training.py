@@ -303,7 +303,7 @@ class TrainingCalls:
 
         Raises:
             TrainingNotFound: You have no such training.
-            CursorExpired: The log does not have that sequence.
+            CursorExpired: The log does not have that sequence, or the server was restored from a backup since.
         """
         cursors = {training_id or "": resume_after} if isinstance(resume_after, int) else resume_after
         return iter(Subscription(self._rpc, training_id or "", resume_after=cursors, heartbeats=heartbeats))

@@ -54,6 +54,8 @@ class Collection:
                     raise BackupInProgress
                 sizes = await self._collect_blobs(min_seconds)
             sizes += await self._uploads.collect()
+        if sizes:
+            log.info("deleted %d files of %d bytes that nothing needs", len(sizes), sum(sizes))
         return Collected(len(sizes), sum(sizes))
 
     async def _collect_blobs(self, min_seconds: float) -> list[int]:
