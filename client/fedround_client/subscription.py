@@ -74,6 +74,11 @@ class Subscription:
         self.is_live = False
         self.is_connected = False
 
+    @property
+    def training_ids(self) -> set[str]:
+        """The trainings of which it has a position."""
+        return set(self._cursors)
+
     def __iter__(self) -> Generator[Event, None, None]:
         """Yields the events.
 

@@ -10,7 +10,7 @@ import grpc_testing
 from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2, status_pb2
 
-from fedround.v1 import audit_pb2, control_pb2, inference_pb2, model_pb2, round_pb2, training_pb2, user_pb2
+from fedround.v1 import audit_pb2, control_pb2, inference_pb2, model_pb2, round_pb2, server_pb2, training_pb2, user_pb2
 from fedround_client import Client
 
 TRAINING = "11111111-1111-4111-8111-111111111111"
@@ -20,7 +20,7 @@ USER = "44444444-4444-4444-8444-444444444444"
 
 METHODS = {
     method.name: method
-    for module in (user_pb2, training_pb2, control_pb2, model_pb2, round_pb2, inference_pb2, audit_pb2)
+    for module in (user_pb2, training_pb2, control_pb2, model_pb2, round_pb2, inference_pb2, audit_pb2, server_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }

@@ -24,7 +24,6 @@ from fedround.v1.model_pb2 import (
     TagModelVersionResponse,
 )
 from fedround.v1.round_pb2 import GetRoundResponse, Round, RoundParticipant
-from fedround.v1.server_pb2 import CollectFilesResponse
 from fedround.v1.training_pb2 import (
     GetTrainingResponse,
     GetTrainingsResponse,
@@ -167,22 +166,6 @@ def test_commands_send_requests_and_print_responses(server, command, line, metho
     elif method != "GetMetrics":
         assert all(word in result.stdout for word in ids)
     assert result.stderr == ""
-
-
-@pytest.mark.parametrize(
-    ("found", "printed"),
-    [
-        (
-            CollectFilesResponse(num_files=214, size_bytes=21_474_837_504),
-            "Deleted 214 files of 21,474,837,504 bytes.\n",
-        ),
-        (CollectFilesResponse(num_files=1, size_bytes=96), "Deleted 1 file of 96 bytes.\n"),
-    ],
-)
-def test_collect_says_what_was_given_back(server, command, found, printed):
-    call = command("collect")
-    server.reply("CollectFiles", found)
-    assert done(call).stdout == printed
 
 
 def test_tables_print_names_literally_and_without_control_characters(server, command):
