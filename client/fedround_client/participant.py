@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from functools import partial
 
 import grpc
 
@@ -162,7 +163,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         """
         for training_id in sorted(self._forgotten):
             try:
-                is_ended = self._retry(lambda id_=training_id: self.get_training(id_)).state in _ENDED
+                is_ended = self._retry(partial(self.get_training, training_id)).state in _ENDED
             except TrainingNotFound:
                 self._forgotten.discard(training_id)
                 continue
