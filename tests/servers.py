@@ -30,7 +30,7 @@ class Server:
     ) -> None:
         self.data_dir = data_dir
         self._program = program
-        self._options = ["--data-dir", str(data_dir), "--database", database, *options]
+        self._options = ["--database", database, *options]
         self._port: socket.socket | None = None
         self._process: subprocess.Popen[str] | ForkedProcess | None = None
 
@@ -75,7 +75,7 @@ class Server:
 
     def start(self) -> None:
         """Starts the server, and waits until it serves; one that does not is ended."""
-        options = ["--listen", self.address, *self._options]
+        options = ["--listen", self.address, "--data-dir", str(self.data_dir), *self._options]
         if self._program:
             self._process = self._run_program(options)
         else:

@@ -10,12 +10,18 @@ import pytest
 import typer
 
 from fedround_client.command import app
+from fedround_server.backup.__main__ import backup_parser, restore_parser
 from fedround_server.config import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("client/**/*.md")])
-# `serve` and `demo` pass their words on.
-SERVE = {f"--{name.replace('_', '-')}" for name in Settings.model_fields} | {"--help"}
+# These commands pass their words on.
+PASSED_ON = {
+    "serve": {f"--{name.replace('_', '-')}" for name in Settings.model_fields} | {"--help"},
+    "demo": {"--output", "--rounds"},
+    "backup": set(backup_parser()._option_string_actions),
+    "restore": set(restore_parser()._option_string_actions),
+}
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -31,8 +37,8 @@ def unknown(words: list[str], command: Any) -> list[str]:
     options: set[str] = set()
     for position, word in enumerate(words):
         options |= {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
-        if command.name in ("serve", "demo"):
-            known = SERVE if command.name == "serve" else {"--output", "--rounds"}
+        if command.name in PASSED_ON:
+            known = PASSED_ON[command.name]
             return [one for one in words[position:] if one.startswith("--") and one.partition("=")[0] not in known]
         if word.startswith("-"):
             if word.partition("=")[0] not in options:
@@ -50,12 +56,16 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
     assert {" ".join(words): found for words in commands(page) if (found := unknown(words, command))} == {}
 
 
-@pytest.mark.parametrize("text", ["user create ward --role actor", "--tls-ca ca.pem user show", "serve --listen :1"])
+@pytest.mark.parametrize(
+    "text", ["user create ward --role actor", "--tls-ca ca.pem user show", "serve --listen :1", "backup verify B"]
+)
 def test_a_command_that_exists_is_accepted(text: str) -> None:
     assert unknown(text.split(), typer.main.get_command(app)) == []
 
 
-@pytest.mark.parametrize("text", ["user make ward", "user create ward --rolle actor", "serve --lisen :1", "usr"])
+@pytest.mark.parametrize(
+    "text", ["user make ward", "user create ward --rolle actor", "serve --lisen :1", "usr", "backup --out B"]
+)
 def test_a_command_that_does_not_exist_is_found(text: str) -> None:
     assert len(unknown(text.split(), typer.main.get_command(app))) == 1
 

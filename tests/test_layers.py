@@ -56,6 +56,7 @@ LAYERS = {
     "tls": layer("host", "grpc structlog"),
     "logs": layer("domain", "structlog"),
     "audit": layer("domain store config", "pydantic"),
+    "backup": layer("domain host store config", "pydantic"),
     "grpc_server": layer(
         "domain host counters coordinator methods interceptors services config tls",
         "fedround google.rpc grpc grpc_channelz grpc_health grpc_reflection",

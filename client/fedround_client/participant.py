@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from functools import partial
 
 import grpc
 
@@ -101,6 +102,8 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         self._counted: dict[str, int] = {}
         # Ids of trainings whose rounds this participant can run.
         self._checked: set[str] = set()
+        # Trainings whose position the server has forgotten, as long as nothing has come of them since.
+        self._forgotten: set[str] = set()
         # What this participant knows of trainings, by their ids, for messages.
         self._planned: dict[str, int] = {}
         self._names: dict[str, str] = {}
@@ -117,22 +120,60 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         while True:
             try:
                 subscription = Subscription(
-                    self._rpc, self._training_id, session_id=self._rpc.session_id, attributes=self._attributes
+                    self._rpc,
+                    self._training_id,
+                    session_id=self._rpc.session_id,
+                    attributes=self._attributes,
+                    heartbeats=bool(self._forgotten),
                 )
                 # The server must not take this participant for connected after an exception.
                 with closing(iter(subscription)) as events:
                     for event in events:
-                        if event.training_id not in ended:
+                        self._forgotten.discard(event.training_id)
+                        result = None
+                        if event.HasField("heartbeat"):
+                            result = self._end_forgotten()
+                        elif event.training_id not in ended:
                             result = self.handle(event, is_live=subscription.is_live)
-                            if result is not None:
-                                return result
+                        if result is not None:
+                            return result
                 raise TrainingNotFound(
                     grpc.StatusCode.NOT_FOUND,
                     "TRAINING_NOT_FOUND",
                     f"The events of training {self._training_id} ended without a final event.",
                 )
-            except CursorExpired as error:
+            except (CursorExpired, TrainingNotFound) as error:
+                # A server that was restored from a backup has forgotten the end of a log, or a training.
+                if self._training_id and isinstance(error, TrainingNotFound):
+                    raise
+                self._counted.clear()
+                self._runner.forget_all()
                 logger.warning("Starting again at the current round: %s", error)
+                if not self._training_id:
+                    self._forgotten |= subscription.training_ids - ended
+                result = self._end_forgotten()
+                if result is not None:
+                    return result
+
+    def _end_forgotten(self) -> Participation | None:
+        """Handles the ends of trainings whose log was forgotten: a subscription to all trainings leaves out those.
+
+        Returns:
+            The result, if one of them ends the participation.
+        """
+        for training_id in sorted(self._forgotten):
+            try:
+                is_ended = self._retry(partial(self.get_training, training_id)).state in _ENDED
+            except TrainingNotFound:
+                self._forgotten.discard(training_id)
+                continue
+            if is_ended:
+                self._forgotten.discard(training_id)
+                for event in Subscription(self._rpc, training_id):
+                    result = self.handle(event, is_live=False)
+                    if result is not None:
+                        return result
+        return None
 
     def _ended_trainings(self) -> set[str]:
         trainings = list(self.trainings("CLIENT"))

@@ -110,6 +110,10 @@ class RoundRunner(RoundCalls):
         """Forgets the update that waits for the next round of a training."""
         self._kept.pop(training_id, None)
 
+    def forget_all(self) -> None:
+        """Forgets all updates that wait for a next round."""
+        self._kept.clear()
+
     def run(self, training_id: str, started: RoundStarted, name: str) -> int:
         """Runs a round until its result is accepted, for as long as the server takes to answer.
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from fedround.v1.event_pb2 import Event
 from fedround.v1.round_pb2 import SubscribeRequest
-from fedround_client.errors import FedroundError
+from fedround_client.errors import CursorExpired, FedroundError
 from fedround_client.rpc import Rpc, Stream
 from fedround_client.silence import SILENCE_TIMEOUT
 
@@ -45,6 +45,7 @@ class Subscription:
         session_id: str = "",
         heartbeats: bool = False,
         attributes: Mapping[str, str] | None = None,
+        begin_again: bool = False,
     ) -> None:
         """Prepares the subscription; iterating opens it.
 
@@ -56,6 +57,8 @@ class Subscription:
             timeout: Seconds from now after which it raises TimeoutError; None for no limit.
             heartbeats: Whether to yield heartbeats, which the server sends while there is no event.
             attributes: What a participant says of itself.
+            begin_again: Begin again at the current round if the server has forgotten the last event that was yielded,
+                since it was restored from a backup.
         """
         self._rpc = rpc
         self._clock = rpc.clock
@@ -63,12 +66,18 @@ class Subscription:
         self._cursors = dict(resume_after or {})
         self._session_id = session_id
         self._attributes = attributes or {}
+        self._begin_again = begin_again
         self._timeout = timeout
         self._ends_at = None if timeout is None else self._clock.time() + timeout
         self._last_error: FedroundError | None = None
         self._heartbeats = heartbeats
         self.is_live = False
         self.is_connected = False
+
+    @property
+    def training_ids(self) -> set[str]:
+        """The trainings of which it has a position."""
+        return set(self._cursors)
 
     def __iter__(self) -> Generator[Event, None, None]:
         """Yields the events.
@@ -96,6 +105,11 @@ class Subscription:
                     if self._training_id:  # the training has ended, and has no more events
                         return
                     raise self._connection_lost("the stream ended")
+                except CursorExpired as error:
+                    if not (self._begin_again and self._cursors):
+                        raise
+                    self._cursors.clear()
+                    raise self._connection_lost(str(error)) from error
                 except FedroundError as error:
                     self._last_error, self.is_connected = error, False
                     raise

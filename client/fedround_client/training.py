@@ -309,7 +309,7 @@ class TrainingCalls:
 
         Raises:
             TrainingNotFound: You have no such training.
-            CursorExpired: The log does not have that sequence.
+            CursorExpired: The log does not have that sequence, or the server was restored from a backup since.
         """
         cursors = {training_id or "": resume_after} if isinstance(resume_after, int) else resume_after
         return iter(Subscription(self._rpc, training_id or "", resume_after=cursors, heartbeats=heartbeats))
@@ -329,7 +329,7 @@ class TrainingCalls:
             TrainingRemoved: It was removed.
         """
         log = WaitLog(self._rpc, training_id)
-        subscription = Subscription(self._rpc, training_id, timeout=timeout, heartbeats=True)
+        subscription = Subscription(self._rpc, training_id, timeout=timeout, heartbeats=True, begin_again=True)
         try:
             for event in subscription:
                 log.add(event)

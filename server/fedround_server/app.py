@@ -4,7 +4,6 @@ import asyncio
 import fcntl
 import os
 import random
-import shutil
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -114,7 +113,6 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             async with metrics_port(settings.metrics_address, coordinator.status.read):
                 reached("start.bound")
                 await server.start()
-                _warn_of_full_disk(settings)
                 try:
                     yield address
                 finally:
@@ -122,12 +120,6 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                     coordinator.start_draining()
                     await server.stop(settings.grace_seconds)
                     await coordinator.close()
-
-
-def _warn_of_full_disk(settings: Settings) -> None:
-    free = shutil.disk_usage(settings.data_dir).free
-    if free < settings.min_free_bytes:
-        log.warning("the disk is almost full: new models are rejected", free=free, min_free=settings.min_free_bytes)
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:

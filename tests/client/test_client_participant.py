@@ -8,12 +8,19 @@ import grpc
 import numpy as np
 import pytest
 
+import fedround_client
 from client.rounds import Rounds, finished, plus_one, round_started
 from client.scripted import MODEL, OK, OTHER, TRAINING, UNAVAILABLE, USER, cut, error_status, is_cancelled, until
 from fedround.v1 import event_pb2
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event
 from fedround.v1.round_pb2 import SubmitMetricsResponse
-from fedround.v1.training_pb2 import EVALUATION_NEVER, GetTrainingResponse, Training, TrainingSpec
+from fedround.v1.training_pb2 import (
+    EVALUATION_NEVER,
+    TRAINING_STATE_COMPLETED,
+    GetTrainingResponse,
+    Training,
+    TrainingSpec,
+)
 from fedround_client import (
     AlreadyParticipating,
     Participation,
@@ -312,6 +319,58 @@ def test_an_expired_cursor_restarts_at_the_current_round(server):
     assert dict(rounds.request.resume_after_sequence) == {}
     rounds.run_round(1, 1)
     rounds.send(finished(2))
+    assert rounds.result().rounds == 2
+
+
+def test_a_training_that_a_restored_server_has_forgotten_does_not_end_the_others(server):
+    rounds = Rounds(server, training_id=None)
+    rounds.run_round(5, 0)
+    cut(rounds.rpc)
+    rounds.subscribe()
+    unknown = error_status(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND")
+    rounds.rpc.terminate(*unknown)
+    server.fail("GetTraining", unknown)
+    rounds.subscribe()
+    assert dict(rounds.request.resume_after_sequence) == {}
+    assert not rounds.call.done()
+    rounds.rpc.terminate(*error_status(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID"))
+    assert type(rounds.error()) is TokenInvalid
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_the_end_of_a_training_is_not_missed_when_the_server_was_restored(server, later):
+    rounds = Rounds(server, training_id=None)
+    rounds.run_round(5, 0)
+    cut(rounds.rpc)
+    rounds.subscribe()
+    rounds.rpc.terminate(*error_status(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED"))
+    if later:
+        # It ends before the new subscription, which has running trainings only.
+        rounds.training_is_at(0)
+        rounds.subscribe()
+        rounds.send(Event(heartbeat=event_pb2.Heartbeat()))
+    rounds.training_is_at(0, TRAINING_STATE_COMPLETED)
+    rounds.subscribe()
+    assert (rounds.request.training_id, dict(rounds.request.resume_after_sequence)) == (TRAINING, {})
+    rounds.send(finished(7))
+    assert rounds.result().rounds == 1
+
+
+def test_an_asynchronous_round_is_run_again_when_the_server_was_restored(server):
+    aggregation = fedround_client.FedBuff(size=1)
+    rounds = Rounds(server)
+    rounds.send(round_started(5, 0, aggregation=aggregation))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    rounds.take_update()
+    cut(rounds.rpc)
+    rounds.subscribe()
+    rounds.rpc.terminate(*error_status(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED"))
+    rounds.subscribe()
+    rounds.send(round_started(2, 0, aggregation=aggregation))
+    rounds.training_is_at(0)
+    rounds.take_update()
+    rounds.send(finished(3))
     assert rounds.result().rounds == 2
 
 

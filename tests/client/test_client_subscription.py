@@ -160,6 +160,21 @@ def test_wait_returns_the_finished_training(server):
     assert call.result(10).model_version == 3
 
 
+def test_wait_begins_again_when_the_server_was_restored(server):
+    call = server.run(server.client.wait, TRAINING)
+    _, rpc = server.stream("Subscribe")
+    rpc.send_response(started(7))
+    cut(rpc)
+    request, rpc = server.stream("Subscribe")
+    assert dict(request.resume_after_sequence) == {TRAINING: 7}
+    rpc.terminate(*error_status(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED"))
+    request, rpc = server.stream("Subscribe")
+    assert dict(request.resume_after_sequence) == {}
+    rpc.send_response(finished(3))
+    server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING, model_version=3)))
+    assert call.result(10).model_version == 3
+
+
 def test_wait_retries_reading_the_finished_training(server):
     call = server.run(server.client.wait, TRAINING)
     subscription(server, started(1), finished(2))

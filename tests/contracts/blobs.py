@@ -8,8 +8,8 @@ from pathlib import Path
 import google_crc32c
 
 from damage import flip
-from fedround_server.blobs import Blobs, FileRef, StagedRef, UploadRef
-from fedround_server.blobs.local import UNREFERENCED_SECONDS, LocalBlobs
+from fedround_server.blobs import UNREFERENCED_SECONDS, Blobs, FileRef, StagedRef, UploadRef
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
 

@@ -62,7 +62,7 @@ def test_what_is_not_there_is_not_found(blobs: Blobs) -> None:
         blobs.open(blob_of(b"hello"), 0)
     blobs.remove_upload(UPLOAD)
     blobs.remove_uploads("user")
-    assert blobs.collect([blob_of(b"hello").sha256]) == 0
+    assert blobs.collect([blob_of(b"hello").sha256]) == []
 
 
 def read(blobs: Blobs, blob: BlobRef, offset: int, found: list[bytes] | None = None) -> list[bytes]:
@@ -153,7 +153,7 @@ def test_the_same_bytes_are_one_blob(place: Place) -> None:
     assert blobs.stored_bytes == 4
     # They count as new: they are not to be collected just now.
     assert blobs.old() == []
-    assert blobs.collect([first.sha256]) == 0
+    assert blobs.collect([first.sha256]) == []
     assert is_here(blobs, first)
 
 
@@ -267,8 +267,8 @@ def test_only_old_files_that_nothing_needs_are_collected(place: Place) -> None:
     for ref in (needed, old, stale):
         place.make_old(ref)
     assert set(blobs.old()) == {needed.sha256, old.sha256}
-    assert blobs.collect([old.sha256, new.sha256]) == 1
-    assert blobs.collect_uploads() == [stale]
+    assert blobs.collect([old.sha256, new.sha256]) == [3]
+    assert blobs.collect_uploads() == {stale: 4}
     assert [is_here(blobs, blob) for blob in (needed, old, new)] == [True, False, True]
     assert (blobs.upload_size(stale), blobs.upload_size(fresh)) == (0, 4)
     assert blobs.old() == [needed.sha256]
@@ -278,9 +278,14 @@ def test_an_old_blob_that_a_row_may_still_refer_to_is_not_collected(place: Place
     blobs = place.blobs
     undecided = put(blobs, b"undecided")
     place.age(undecided)
-    assert blobs.collect([undecided.sha256]) == 0
+    assert blobs.collect([undecided.sha256]) == []
     blobs.keep(undecided)
-    assert blobs.collect([undecided.sha256]) == 1
+    # Nor one whose bytes were there before.
+    put(blobs, b"undecided")
+    place.age(undecided)
+    assert blobs.collect([undecided.sha256]) == []
+    blobs.keep(undecided)
+    assert blobs.collect([undecided.sha256]) == [9]
 
 
 def test_a_blob_that_no_row_will_refer_to_is_removed(blobs: Blobs) -> None:

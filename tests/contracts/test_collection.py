@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
-from fedround_server.blobs import StagedRef
-from fedround_server.blobs.local import UNREFERENCED_SECONDS
-from fedround_server.coordinator.housekeeping import COLLECTION_BATCH, COLLECTION_INTERVAL
+from fedround_server.blobs import UNREFERENCED_SECONDS, StagedRef
+from fedround_server.coordinator.collection import COLLECTION_BATCH
+from fedround_server.coordinator.housekeeping import COLLECTION_INTERVAL
 from fedround_server.domain.model import BlobRef
 from fedround_server.store import Store
 from fedround_server.store.verbs.model import ModelVerbs

@@ -12,6 +12,7 @@ import pytest
 from contracts.world import World
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.subscription import Heartbeat, Subscriptions
+from fedround_server.domain.errors import CursorExpired
 from fedround_server.domain.event import (
     Event,
     RoundClosed,
@@ -239,3 +240,44 @@ async def test_many_wake_ups_take_few_verbs(
         assert isinstance(await one.next(), RoundStarted)
     # All ask at the same moment; none asks alone, and none is asked for what it has.
     assert verbs == ["event.poll"]
+
+
+@pytest.mark.parametrize("resume_after", [1, 2, 9, (1 << 32) - 1])
+async def test_a_cursor_from_before_a_restore_is_rejected_however_far_the_log_goes(
+    store: Store, world: World, hub: Hub, resume_after: int
+) -> None:
+    _, clients, training = await world.running(2)
+    await store.backups.restored(world.now)
+    await world.submit(training.training_id, 0, clients[0])
+    context = Context(store, NOTHING, NOTHING, hub, NOTHING)
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    async def greet() -> None:
+        sent.append("greeting")
+
+    for topic in (training.training_id, None):
+        cursors = {training.training_id: resume_after}
+        with pytest.raises(CursorExpired, match="subscribe without it to start at the current round"):
+            await Subscriptions(context).follow(clients[1], topic, cursors, send, greet)
+    assert sent == []
+
+
+async def test_a_log_is_read_from_its_beginning_to_its_end_after_a_restore(
+    store: Store, world: World, listen: Listen
+) -> None:
+    actor, clients, training = await world.running(2)
+    await store.backups.restored(world.now)
+    await world.submit(training.training_id, 0, clients[0])
+    page = await store.events.poll(training.training_id, actor, 0, 100)
+    assert [event.sequence for event in page.events] == [1, 2, (1 << 32) + 1]
+    listener = listen(clients[1], training.training_id)
+    started = await listener.next()
+    assert (isinstance(started, RoundStarted), started.submitted) == (True, False)
+    # A second restore begins a third history; trainings that have ended have no further one.
+    await store.backups.restored(None)
+    await world.submit(training.training_id, 0, clients[1])
+    last = (await store.events.poll(training.training_id, actor, 0, 100)).events[-1]
+    assert last.sequence >> 32 == 2

@@ -28,12 +28,6 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/debugging-with-grpcurl.md"
 BUF_SECTION = "## The same with buf"
 BUF = shutil.which("buf") or shutil.which("buf", path=str(ROOT / ".tools/node_modules/.bin"))
-# Served, or to be served, by work that is not merged yet; empty it then.
-UNSERVED = {
-    "/fedround.v1.RoundService/GetRounds",
-    "/fedround.v1.ServerService/GetServerStatus",
-    "/fedround.v1.ServerService/CollectFiles",
-}
 EXPECTED = re.compile(r" {4}# (\w+)$")
 # Sends its words, and its input if it reads some, to the test, and does what that answers.
 SHIM = """#!{python} -ISE
@@ -183,8 +177,6 @@ def test_every_command_of_the_page_does_what_it_says(terminal: Terminal) -> None
         called |= {method for method, _ in terminal.calls[step]}
         failed = {(method, names.get(code, code)) for method, code in terminal.calls[step] if code}
         expected = EXPECTED.search(line)
-        if failed and failed <= {(method, code) for method in UNSERVED for code in ("Unimplemented", "Internal", 1)}:
-            continue
         if bool(expected) != bool(status) or {code for _, code in failed} != ({expected[1]} if expected else set()):
             problems.append((line, status, errors, failed))
     assert problems == []

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from contracts.blobs import put
-from fedround_server.blobs import BLOCK_BYTES, StagedRef, UploadRef
-from fedround_server.blobs.local import UNREFERENCED_SECONDS, LocalBlobs
+from fedround_server.blobs import BLOCK_BYTES, UNREFERENCED_SECONDS, StagedRef, UploadRef
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.blobs.writer import LocalWriter
 from fedround_server.domain.errors import DiskFull
 from fedround_server.domain.model import BlobRef
@@ -188,7 +188,7 @@ def test_what_goes_meanwhile_does_not_stop_the_collection(
         make_old(path)
     monkeypatch.setattr(Path, "iterdir", with_ghosts)
     assert blobs.old() == [blob.sha256]
-    assert blobs.collect(["0" * 64, blob.sha256]) == 1
+    assert blobs.collect(["0" * 64, blob.sha256]) == [3]
     blobs.collect_uploads()
     assert blobs.upload_size(STALE) == 0
 

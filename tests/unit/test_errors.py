@@ -41,6 +41,7 @@ ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.RoundNotFound: (3, "8b7c"),
     errors.UpdateNorm: (2.5, 1.0),
     errors.UpdateStale: (1, 5, 3),
+    errors.BackupInProgress: (),
     errors.UploadOffset: (5, 3),
     errors.UploadIncomplete: (5, 9),
     errors.ChunkCorrupt: (5, 9),

@@ -125,6 +125,22 @@ def test_what_is_still_to_come_is_not_free(space: Space, disk: Disk, tmp_path: P
         resumed.cover(6 * MIB)
 
 
+def test_the_operator_is_told_once_that_the_disk_is_almost_full(
+    space: Space, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> int:
+        return caplog.text.count("the disk is almost full: ")
+
+    disk.free = 8 * MIB - 1
+    space.recover()
+    assert told() == 1
+    for free, count in ((8 * MIB - 1, 1), (100 * MIB, 1), (8 * MIB - 1, 2)):
+        disk.free = free
+        with reserve(space, "one", "a", is_update=True) as update:
+            update.cover(1)
+        assert told() == count
+
+
 def test_updates_may_use_half_of_what_else_stays_free(space: Space, disk: Disk) -> None:
     disk.free = 8 * MIB
     with reserve(space, "one", "a") as model, reserve(space, "two", "a", is_update=True) as update:

@@ -14,6 +14,8 @@ import typer
 from fedround_client.client import DEFAULT_SERVER
 from fedround_client.command import (
     audit,
+    backup,
+    collect,
     convert,
     demo,
     doctor,
@@ -47,6 +49,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(audit.app, name="audit")
 app.command("metrics")(metrics.metrics)
 app.command("track")(track.track)
+app.command("collect")(collect.collect)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
@@ -56,6 +59,8 @@ app.command("top")(top.top)
 app.command("protoset")(protoset.protoset)
 app.command("simulate")(simulate.run)
 app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)
+app.command("backup", context_settings=serve.PASS_THROUGH)(backup.backup)
+app.command("restore", context_settings=serve.PASS_THROUGH)(backup.restore)
 app.command("demo", context_settings=serve.PASS_THROUGH)(demo.demo)
 
 

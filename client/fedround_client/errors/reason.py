@@ -20,6 +20,7 @@ __all__ = [
     "AlreadyParticipating",
     "AnswerTooLarge",
     "ArchitectureUnknown",
+    "BackupInProgress",
     "CertificateAmbiguous",
     "CertificateMismatch",
     "CertificateNameTaken",
@@ -279,6 +280,10 @@ class UpdateStale(FailedPrecondition, reason="UPDATE_STALE"):
 
 class CursorExpired(OutOfRange, reason="CURSOR_EXPIRED"):
     """A subscription cannot be resumed after this sequence: the log does not reach it, or no longer has it."""
+
+
+class BackupInProgress(FailedPrecondition, reason="BACKUP_IN_PROGRESS"):
+    """Files cannot be collected while a backup is made: it may need them."""
 
 
 class UploadIncomplete(DataLoss, reason="UPLOAD_INCOMPLETE"):

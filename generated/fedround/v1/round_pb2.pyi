@@ -388,7 +388,9 @@ class SubscribeRequest(_message.Message):
     """
     @_builtins.property
     def resume_after_sequence(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """The cursor: for each training id the last sequence seen. A sequence beyond the end of the log is OUT_OF_RANGE."""
+        """The cursor: for each training id the last sequence seen. A sequence beyond the end of the log is OUT_OF_RANGE, and so
+        is one from before the server was restored from a backup: subscribe without it.
+        """
 
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

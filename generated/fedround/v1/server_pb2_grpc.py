@@ -60,8 +60,9 @@ class ServerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CollectFiles(self, request, context):
-        """Deletes the files that nothing needs any more now, instead of within the hour: those of removed models and trainings,
-        of versions that retention has dropped, and of abandoned uploads. Admins only.
+        """Deletes the files that nothing needs any more now, instead of within a day: those of removed models and trainings, and
+        of versions and updates that retention has dropped, if they have been there for an hour; and uploads that were not
+        continued for a day. FAILED_PRECONDITION (BACKUP_IN_PROGRESS) while a backup is made. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,8 +38,9 @@ class ServerServiceStub:
     admins and viewers.
     """
     CollectFiles: _grpc.UnaryUnaryMultiCallable[_server_pb2.CollectFilesRequest, _server_pb2.CollectFilesResponse]
-    """Deletes the files that nothing needs any more now, instead of within the hour: those of removed models and trainings,
-    of versions that retention has dropped, and of abandoned uploads. Admins only.
+    """Deletes the files that nothing needs any more now, instead of within a day: those of removed models and trainings, and
+    of versions and updates that retention has dropped, if they have been there for an hour; and uploads that were not
+    continued for a day. FAILED_PRECONDITION (BACKUP_IN_PROGRESS) while a backup is made. Admins only.
     """
 
 @_typing.type_check_only
@@ -52,8 +53,9 @@ class ServerServiceAsyncStub(ServerServiceStub):
     admins and viewers.
     """
     CollectFiles: _aio.UnaryUnaryMultiCallable[_server_pb2.CollectFilesRequest, _server_pb2.CollectFilesResponse]  # type: ignore[assignment]
-    """Deletes the files that nothing needs any more now, instead of within the hour: those of removed models and trainings,
-    of versions that retention has dropped, and of abandoned uploads. Admins only.
+    """Deletes the files that nothing needs any more now, instead of within a day: those of removed models and trainings, and
+    of versions and updates that retention has dropped, if they have been there for an hour; and uploads that were not
+    continued for a day. FAILED_PRECONDITION (BACKUP_IN_PROGRESS) while a backup is made. Admins only.
     """
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -75,8 +77,9 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _server_pb2.CollectFilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_server_pb2.CollectFilesResponse, _abc.Awaitable[_server_pb2.CollectFilesResponse]]:
-        """Deletes the files that nothing needs any more now, instead of within the hour: those of removed models and trainings,
-        of versions that retention has dropped, and of abandoned uploads. Admins only.
+        """Deletes the files that nothing needs any more now, instead of within a day: those of removed models and trainings, and
+        of versions and updates that retention has dropped, if they have been there for an hour; and uploads that were not
+        continued for a day. FAILED_PRECONDITION (BACKUP_IN_PROGRESS) while a backup is made. Admins only.
         """
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -13,12 +13,13 @@ from fedround_server.blobs.checksums import (
     verify_block,
 )
 from fedround_server.blobs.disk_full import map_disk_full
-from fedround_server.blobs.protocol import BlobFiles, BlobReader, Blobs, BlobWriter
+from fedround_server.blobs.protocol import UNREFERENCED_SECONDS, BlobFiles, BlobReader, Blobs, BlobWriter
 from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
 from fedround_server.blobs.slices import Slice, SliceReader
 
 __all__ = [
     "BLOCK_BYTES",
+    "UNREFERENCED_SECONDS",
     "BlobDamaged",
     "BlobFiles",
     "BlobReader",

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,19 +16,19 @@ from pathlib import Path
 from fedround_server.blobs.checksums import BLOCK_BYTES, BlockChecksums, damaged, map_damage
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.files import LocalFiles
+from fedround_server.blobs.protocol import UNREFERENCED_SECONDS
 from fedround_server.blobs.reader import LocalReader
 from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
 from fedround_server.blobs.writer import LocalWriter
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
+from fedround_server.host.file_lock import BACKUP_LOCK, try_exclusive
 from fedround_server.host.folder import make_private
 from fedround_server.host.page_cache import keep_open
 from fedround_server.host.sync import sync_folder
 
 log = logging.getLogger(__name__)
-# How old a blob without a row must be before it is collected: its transaction may be in progress.
-UNREFERENCED_SECONDS = 24 * 3600
 
 
 class LocalBlobs:
@@ -36,6 +37,7 @@ class LocalBlobs:
     def __init__(self, root: Path) -> None:
         """Makes the layout of the folder."""
         self.files = LocalFiles(root)
+        self._backup_lock = root / BACKUP_LOCK
         for folder in (self.files.objects, self.files.uploads, self.files.tmp):
             make_private(folder)
         sync_folder(root)
@@ -44,6 +46,8 @@ class LocalBlobs:
         self._durable_folders: set[Path] = set()
         # How many commits of each new blob await `keep` or `release`.
         self._undecided: dict[str, int] = {}
+        # How many commits of each blob, new or not, await `keep` or `release`.
+        self._commits: Counter[str] = Counter()
         # Without it, bytes that are committed again between the check of a blob and its removal would be lost.
         self._lock = threading.Lock()
         self._closing = ThreadPoolExecutor(1, thread_name_prefix="closing")
@@ -81,11 +85,13 @@ class LocalBlobs:
         """Leaves a committed blob to the collection."""
         with self._lock:
             self._undecided.pop(blob.sha256, None)
+            self._decided(blob.sha256)
 
     def release(self, blob: BlobRef) -> None:
         """Removes a committed blob, unless it was stored before or others committed it."""
         target = self.files.local_path(blob)
         with self._lock, keep_open(target, self._closing):
+            self._decided(blob.sha256)
             commits = self._undecided.pop(blob.sha256, 0)
             if commits > 1:
                 self._undecided[blob.sha256] = commits - 1
@@ -151,25 +157,38 @@ class LocalBlobs:
         for path in self.files.tmp.iterdir():
             path.unlink()
 
-    def old(self) -> list[str]:
-        """Returns the digests of old blobs."""
-        return [path.name for path in _files_below(self.files.objects) if _is_old(path)]
+    @contextmanager
+    def collecting(self) -> Iterator[bool]:
+        """Yields whether blobs may be collected within the block: not while a backup is made."""
+        with try_exclusive(self._backup_lock) as is_free:
+            yield is_free
 
-    def collect(self, digests: Iterable[str]) -> int:
-        """Removes blobs that are still old; returns how many."""
-        removed = 0
+    def old(self, min_seconds: float = UNREFERENCED_SECONDS) -> list[str]:
+        """Returns the digests of old blobs."""
+        return [path.name for path in _files_below(self.files.objects) if _is_old(path, min_seconds)]
+
+    def collect(self, digests: Iterable[str], min_seconds: float = UNREFERENCED_SECONDS) -> list[int]:
+        """Removes blobs that are still old; returns their sizes."""
+        sizes = []
         for digest in digests:
             with self._lock:
                 # A row may be about to refer to one that is undecided, even long after its commit.
-                size = None if digest in self._undecided else _remove_if_old(self.files.blob_path(digest))
+                size = None if digest in self._commits else _remove_if_old(self.files.blob_path(digest), min_seconds)
                 if size is not None:
                     self.stored_bytes -= size
-                    removed += 1
-        return removed
+                    sizes.append(size)
+        return sizes
 
-    def collect_uploads(self) -> list[UploadRef]:
-        """Removes old uploads, and returns them."""
-        return [_upload_at(path) for path in _files_below(self.files.uploads) if _remove_if_old(path) is not None]
+    def collect_uploads(self) -> dict[UploadRef, int]:
+        """Removes old uploads; returns their sizes."""
+        removed = {_upload_at(path): _remove_if_old(path) for path in _files_below(self.files.uploads)}
+        return {ref: size for ref, size in removed.items() if size is not None}
+
+    def _decided(self, sha256: str) -> None:
+        if self._commits[sha256] > 1:
+            self._commits[sha256] -= 1
+        else:
+            del self._commits[sha256]
 
     def _adopt(self, source: Path, blob: BlobRef) -> None:
         target = self.files.local_path(blob)
@@ -182,6 +201,7 @@ class LocalBlobs:
             replaced = _file_size(target)
             source.replace(target)
             self.stored_bytes += blob.size_bytes - replaced
+            self._commits[blob.sha256] += 1
             if not replaced or blob.sha256 in self._undecided:
                 self._undecided[blob.sha256] = self._undecided.get(blob.sha256, 0) + 1
             reached("blob.renamed")
@@ -205,10 +225,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from inside
 
 
-def _is_old(path: Path) -> bool:
+def _is_old(path: Path, min_seconds: float) -> bool:
     """Returns whether a file was neither written nor touched for so long that it may be collected."""
     with _skip_errors(path):
-        return path.stat().st_mtime < time.time() - UNREFERENCED_SECONDS
+        return path.stat().st_mtime < time.time() - min_seconds
     return False
 
 
@@ -218,10 +238,10 @@ def _file_size(path: Path) -> int:
     return 0
 
 
-def _remove_if_old(path: Path) -> int | None:
+def _remove_if_old(path: Path, min_seconds: float = UNREFERENCED_SECONDS) -> int | None:
     """Removes a file if it is old; returns its size if it was removed."""
     with _skip_errors(path):
-        if _is_old(path):
+        if _is_old(path, min_seconds):
             size = path.stat().st_size
             path.unlink()
             return size

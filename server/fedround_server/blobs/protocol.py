@@ -9,6 +9,12 @@ from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
 
+UNREFERENCED_SECONDS = 24 * 3600.0
+"""How old a blob without a row must be before it is collected: its transaction may be in progress.
+
+An upload that is not continued for so long is removed, too.
+"""
+
 
 class BlobWriter(AbstractContextManager["BlobWriter", None], Protocol):
     """A file that is being received; digest and checksums are computed while it is written. Its block closes it.
@@ -179,14 +185,17 @@ class Blobs(Protocol):
     def sweep(self) -> None:
         """Removes staged files of earlier processes; before serving only."""
 
-    def old(self) -> list[str]:
+    def collecting(self) -> AbstractContextManager[bool]:
+        """Yields whether blobs may be collected within the block: not while a backup is made, which needs them."""
+
+    def old(self, min_seconds: float = UNREFERENCED_SECONDS) -> list[str]:
         """Returns the digests of blobs that are old enough to be collected if no row refers to them."""
 
-    def collect(self, digests: Iterable[str]) -> int:
-        """Removes old blobs without a row, except those that were committed again meanwhile; returns how many.
+    def collect(self, digests: Iterable[str], min_seconds: float = UNREFERENCED_SECONDS) -> list[int]:
+        """Removes old blobs without a row, except those that were committed again meanwhile; returns their sizes.
 
         Nor does it remove any that this process has committed and has neither kept nor released.
         """
 
-    def collect_uploads(self) -> list[UploadRef]:
-        """Removes uploads that were not continued for long, and returns them."""
+    def collect_uploads(self) -> dict[UploadRef, int]:
+        """Removes uploads that were not continued for a day; returns their sizes."""

@@ -2,6 +2,7 @@
 
 from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.audit import Audit
+from fedround_server.coordinator.collection import Collection
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.control import Control
 from fedround_server.coordinator.housekeeping import Housekeeping
@@ -47,7 +48,8 @@ class Coordinator:
         self.audit = Audit(context)
         self.replays = Replays(context, self.uploads.space)
         self.status = StatusReader(context, self.uploads.space)
-        self._housekeeping = Housekeeping(context, self.rounds, self.uploads)
+        self.collection = Collection(context, self.uploads)
+        self._housekeeping = Housekeeping(context, self.rounds, self.collection)
 
     async def recover(self) -> None:
         """Takes up what an earlier process left, and starts the background work; to be called before serving."""

@@ -5,30 +5,27 @@ from datetime import timedelta
 
 from fedround_server.coordinator.absences import INTERVAL as ABSENCES_INTERVAL
 from fedround_server.coordinator.absences import Absences
+from fedround_server.coordinator.collection import Collection
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.openings import INTERVAL as OPENINGS_INTERVAL
 from fedround_server.coordinator.openings import Openings
 from fedround_server.coordinator.round import Rounds
-from fedround_server.coordinator.tasks import in_thread
-from fedround_server.coordinator.uploads.receive import Uploads
-from fedround_server.domain.errors import Unavailable
+from fedround_server.domain.errors import BackupInProgress, Unavailable
 
 log = logging.getLogger(__name__)
 RECONCILIATION_INTERVAL = timedelta(seconds=5)
 COLLECTION_INTERVAL = timedelta(hours=1)
-COLLECTION_BATCH = 500
-"""How many blobs one query looks up: the store serves other verbs in between."""
 LAST_SEEN_INTERVAL = timedelta(seconds=50)
 
 
 class Housekeeping:
     """The periodic work of a server. Each part goes on after an error of the database or the disk."""
 
-    def __init__(self, context: Context, rounds: Rounds, uploads: Uploads) -> None:
+    def __init__(self, context: Context, rounds: Rounds, collection: Collection) -> None:
         """Creates it; `start` begins the work."""
         self._context = context
         self._rounds = rounds
-        self._uploads = uploads
+        self._collection = collection
 
     def start(self) -> None:
         """Starts the background tasks."""
@@ -66,6 +63,8 @@ class Housekeeping:
                     await rounds.look(training_id)
                 except Unavailable as error:
                     log.warning("looking at the round of training %s: %s", training_id, error)
+                    # Nor will the others get an answer now.
+                    break
 
     async def _keep_last_seen_forever(self) -> None:
         while True:
@@ -75,17 +74,7 @@ class Housekeeping:
     async def _collect_forever(self) -> None:
         while True:
             try:
-                await self._collect()
-            except (Unavailable, OSError) as error:
+                await self._collection.collect()
+            except (Unavailable, OSError, BackupInProgress) as error:
                 log.warning("collecting files: %s", error)
             await self._context.clock.sleep(COLLECTION_INTERVAL)
-
-    async def _collect(self) -> None:
-        blobs = self._context.blobs
-        old = await in_thread(blobs.old)
-        for start in range(0, len(old), COLLECTION_BATCH):
-            batch = old[start : start + COLLECTION_BATCH]
-            # Only an upload gives a digest its first row, and that renews the time of the blob.
-            in_use = await self._context.store.models.digests_in_use(batch)
-            await in_thread(blobs.collect, set(batch) - in_use)
-        await self._uploads.collect()

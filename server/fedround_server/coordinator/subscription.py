@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.sessions import Sessions
-from fedround_server.domain.errors import FieldInvalid
-from fedround_server.domain.event import Event
+from fedround_server.domain.errors import CursorExpired, FieldInvalid
+from fedround_server.domain.event import Event, history_of
 from fedround_server.store.queries.log_view import LogView
 from fedround_server.wakeups import NEW_TRAINING, Waiter, for_actor, training_of
 
@@ -155,12 +155,18 @@ class _Subscription:
     async def _catch_up(self, training_id: str, send: Send) -> LogView:
         """Sends the new events of a training; returns the view that includes them."""
         cursor = self._cursors.get(training_id)
+        start = None
         if cursor is None:
             self._waiter.follow([training_id])
-            cursor = self._resume_after.get(training_id, self._start_after)
+            cursor = start = self._resume_after.get(training_id, self._start_after)
         reader_id = await self._reader(training_id)
         while True:
             page = await self._store.poll(training_id, reader_id, cursor, BATCH)
+            if start and history_of(start) != history_of(page.view.last_sequence):
+                raise CursorExpired(
+                    f"resume_after_sequence {start} is from before the training {training_id} was restored from a"
+                    " backup: subscribe without it to start at the current round"
+                )
             follows_more = page.view.is_actor and self._waiter.follow([for_actor(training_id)])
             for event in page.events:
                 await send(event)

@@ -1,4 +1,4 @@
-"""Events: what happens in a training, as a log without gaps."""
+"""Events: what happens in a training, as a log without gaps, except where a backup was restored."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +10,23 @@ from fedround_server.domain.model import VersionFile
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.transport import FULL_TRANSPORT, Transport
 from fedround_server.domain.uncertainty import Swag
+
+HISTORY_BITS = 32
+"""The bits of a sequence that count the events of a history; those above them count the histories of a log.
+
+A log has one history until its database is restored from a backup. What a subscriber saw of a history that was lost
+must not be taken for a part of the one that follows.
+"""
+
+
+def history_of(sequence: int) -> int:
+    """Returns the history that a sequence belongs to, from 0."""
+    return sequence >> HISTORY_BITS
+
+
+def next_history(sequence: int) -> int:
+    """Returns the number before the first sequence of the history after that of a sequence."""
+    return history_of(sequence) + 1 << HISTORY_BITS
 
 
 @dataclass(frozen=True, slots=True)

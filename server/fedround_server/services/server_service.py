@@ -2,22 +2,31 @@
 
 from fedround.v1 import server_pb2, server_pb2_grpc
 from fedround_server.coordinator import Coordinator
+from fedround_server.coordinator.collection import SOONEST_SECONDS
 from fedround_server.coordinator.server_status import ServerStatus
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert
 
 
 class ServerService(server_pb2_grpc.ServerServiceServicer):
-    """Says what the server is doing."""
+    """Serves those who operate the server."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._status = coordinator.status
+        self._collection = coordinator.collection
 
     async def GetServerStatus(
         self, request: server_pb2.GetServerStatusRequest, context: Call
     ) -> server_pb2.GetServerStatusResponse:
         """Returns what the server is doing and what it uses."""
         return server_pb2.GetServerStatusResponse(status=_status(await self._status.read()))
+
+    async def CollectFiles(
+        self, request: server_pb2.CollectFilesRequest, context: Call
+    ) -> server_pb2.CollectFilesResponse:
+        """Removes the files that nothing needs."""
+        found = await self._collection.collect(SOONEST_SECONDS)
+        return server_pb2.CollectFilesResponse(num_files=found.num_files, size_bytes=found.size_bytes)
 
 
 def _status(found: ServerStatus) -> server_pb2.ServerStatus:

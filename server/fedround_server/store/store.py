@@ -8,6 +8,7 @@ from typing import Self
 from fedround_server.counters import Counters
 from fedround_server.store.db.run import Database, utc_now
 from fedround_server.store.verbs.audit import AuditVerbs
+from fedround_server.store.verbs.backup import BackupVerbs
 from fedround_server.store.verbs.control import ControlVerbs
 from fedround_server.store.verbs.counterfactual import CounterfactualVerbs
 from fedround_server.store.verbs.credentials import CredentialVerbs
@@ -51,6 +52,7 @@ class Store:
         self.events = EventVerbs(self._database)
         self.viewers = ViewerVerbs(self._database)
         self.audit = AuditVerbs(self._database)
+        self.backups = BackupVerbs(self._database)
         self.counterfactuals = CounterfactualVerbs(self._database)
         self.server = ServerVerbs(self._database)
 

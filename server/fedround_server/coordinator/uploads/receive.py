@@ -77,10 +77,12 @@ class Uploads:
         await in_thread(self._blobs.remove_uploads, user_id)
         self.space.forget_user(user_id)
 
-    async def collect(self) -> None:
-        """Removes resumable uploads that were not continued for long."""
-        for ref in await in_thread(self._blobs.collect_uploads):
+    async def collect(self) -> list[int]:
+        """Removes resumable uploads that were not continued for a day; returns their sizes in bytes."""
+        removed = await in_thread(self._blobs.collect_uploads)
+        for ref in removed:
             self.space.forget(ref)
+        return list(removed.values())
 
     def committed_size(self, user_id: str, upload_id: str) -> int:
         """Returns how many bytes of a resumable upload are stored."""

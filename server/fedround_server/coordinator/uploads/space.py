@@ -1,22 +1,17 @@
 """Space for uploads: how many bytes they may have, per user and in total, and how much of the disk they leave free."""
 
-import time
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import structlog
 
 from fedround_server.blobs import Blobs, BlobWriter, StagedRef, UploadRef
 from fedround_server.domain.errors import DiskFull, Quota, TooManyUploads
 from fedround_server.domain.limits import Limits
 
-log = structlog.get_logger("fedround.space")
-
+log = logging.getLogger(__name__)
 MIN_COUNTED_BYTES = 1 << 20
 """What an unfinished upload counts at least, in bytes: empty files fill a disk, too."""
-WARN_EVERY = 600.0
-"""Seconds between two warnings of a disk that is almost full."""
 
 
 class SpaceReservation:
@@ -67,7 +62,7 @@ class Space:
         self._reservations: set[SpaceReservation] = set()
         self._unfinished: dict[str, dict[UploadRef | StagedRef, int]] = {}
         self._bytes: Counter[str] = Counter()
-        self._next_warning = 0.0
+        self._is_low = False
 
     @property
     def unfinished_bytes(self) -> int:
@@ -75,9 +70,10 @@ class Space:
         return self._bytes.total()
 
     def recover(self) -> None:
-        """Counts the resumable uploads that an earlier process left."""
+        """Counts the resumable uploads that an earlier process left, and looks how much of the disk is free."""
         for ref, size in self._blobs.unfinished_uploads():
             self._count(ref.user_id, ref, size)
+        self._warn_if_low(self._blobs.free_bytes(), 0)
 
     def forget(self, ref: UploadRef) -> None:
         """Stops counting an upload that was removed."""
@@ -147,17 +143,22 @@ class Space:
             )
         free = self._blobs.free_bytes() - sum(other.to_come for other in others)
         # Updates may use half of what must stay free otherwise; the rest is for aggregation and the database.
+        self._warn_if_low(free, to_come)
         if free - to_come < limits.min_free_bytes // (2 if is_update else 1):
-            self._warn(free)
             raise DiskFull(
                 "the server's disk is almost full: try again when the operator has made room", limit="min_free_bytes"
             )
 
-    def _warn(self, free: int) -> None:
-        if time.monotonic() >= self._next_warning:
-            self._next_warning = time.monotonic() + WARN_EVERY
+    def _warn_if_low(self, free: int, to_come: int) -> None:
+        """Tells the operator once that the disk is almost full, until it is not any more."""
+        was_low, self._is_low = self._is_low, free - to_come < self._limits.min_free_bytes
+        if self._is_low and not was_low:
             log.warning(
-                "the disk is almost full: uploads are rejected", free=free, min_free=self._limits.min_free_bytes
+                "the disk is almost full: %d bytes are free, %d of them for an upload, and new models leave %d"
+                " (min_free_bytes): make room, or run `fedround collect`",
+                free,
+                to_come,
+                self._limits.min_free_bytes,
             )
 
     def _count(self, user_id: str, ref: UploadRef | StagedRef, size: int) -> None:

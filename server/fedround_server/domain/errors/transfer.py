@@ -3,6 +3,18 @@
 from fedround_server.domain.errors.family import Aborted, DataLoss, FailedPrecondition, OutOfRange, ResourceExhausted
 
 
+class BackupInProgress(FailedPrecondition):
+    """Files cannot be collected while a backup is made: it may need them."""
+
+    reason = "BACKUP_IN_PROGRESS"
+    remedy = "call it again when the backup is complete"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a backup of the server is being made, which may need the files: try again when it is complete"
+        )
+
+
 class UploadIncomplete(DataLoss):
     """The stream ended before the end of the file."""
 

@@ -133,6 +133,25 @@ def reading(url: str | Path) -> Iterator[None]:
         database_proxy.initialize(None)
 
 
+@contextmanager
+def exporting_snapshot() -> Iterator[str]:
+    """Reads one state of the PostgreSQL database within the block; yields the id by which others can read it, too."""
+    database = database_proxy.obj
+    with database.atomic():
+        database.execute_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield str(database.execute_sql("SELECT pg_export_snapshot()").fetchone()[0])
+
+
+def is_empty(url: str) -> bool:
+    """Returns whether a PostgreSQL database has no tables.
+
+    Raises:
+        StoreUnavailable: It does not answer.
+    """
+    with reading(url):
+        return not database_proxy.obj.get_tables()
+
+
 def disconnect(database: Connections) -> None:
     """Closes the connections of all threads, of SQLite the one of this thread."""
     if isinstance(database, PooledPostgresqlDatabase):
@@ -151,9 +170,13 @@ def unavailable() -> Iterator[None]:
     try:
         yield
     except (peewee.OperationalError, peewee.InterfaceError) as error:
-        # PostgreSQL's messages may have several lines.
-        log.warning("the database does not answer: %s", " ".join(str(first_error(error)).split()))
+        log.warning("the database does not answer: %s", in_one_line(first_error(error)))
         raise StoreUnavailable("the database does not answer: try again") from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns the message of an error as one line of a log: those of PostgreSQL have several."""
+    return " ".join(str(error).split())
 
 
 def first_error(error: BaseException) -> BaseException:

@@ -31,6 +31,20 @@ MAX_GROUP = 64
 """How many verbs share a commit at most."""
 
 
+def check_schema() -> None:
+    """Checks that the database that is being read has the tables of this version, neither older nor newer ones.
+
+    Raises:
+        RuntimeError: It does not.
+    """
+    for migration in migrations.Runner(database_proxy.obj, str(MIGRATIONS)).status():
+        if migration.path is None or migration.applied is None:
+            age = "a newer" if migration.path is None else "an older"
+            raise RuntimeError(
+                f"the database is of {age} version of fedround (see {migration.name}): use the version of the server"
+            )
+
+
 def utc_now() -> datetime:
     """Returns the machine's time."""
     return datetime.now(UTC)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.store.db.connection import postgres_settings
+from fedround_server.store.db.connection import in_one_line, postgres_settings
 
 # Any constant that no other application of the database uses.
 LOCK_KEY = 0x666564726F756E64
@@ -52,7 +52,7 @@ class ServerLock:
             raise RuntimeError("another server uses this database: give each server one of its own") from None
         except psycopg.OperationalError as error:
             self.release()
-            raise StoreUnavailable(f"the database does not answer: {error}") from error
+            raise StoreUnavailable(f"the database does not answer: {in_one_line(error)}") from error
 
     def release(self) -> None:
         """Releases the lock, if it is held."""

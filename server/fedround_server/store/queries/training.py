@@ -18,6 +18,7 @@ from fedround_server.store.queries.config import find_client_config, find_config
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import is_participant, participant_ids, present_parts
 from fedround_server.store.queries.privacy import find_accounts
+from fedround_server.store.queries.quota import OPEN
 from fedround_server.store.queries.shadow import find_shadow, shadow_models
 from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.mapping import ENDED, to_training
@@ -136,6 +137,13 @@ def lock_trainings_of_user(user_id: str) -> list[TrainingRow]:
         if training.actor_id == user_id or user_id in participant_ids(training_id):
             trainings.append(training)
     return trainings
+
+
+def lock_open_trainings() -> list[TrainingRow]:
+    """Returns all trainings that have not ended."""
+    # By the states that it has, for which there is an index.
+    rows = TrainingRow.select().where(TrainingRow.state.in_(OPEN), TrainingRow.remove_time.is_null())
+    return list(locked(rows.order_by(TrainingRow.training_id)))
 
 
 def page_trainings(

@@ -1,0 +1,30 @@
+"""`fedround backup` and `fedround restore`: run the server's own programs in place of this process."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from fedround_client.command.serve import require
+
+_MODULES = ("fedround_server", "peewee", "pydantic_settings")
+
+
+def backup(context: typer.Context) -> None:
+    """Back up a server, running or not, or verify a backup; `fedround backup --help` lists the options."""
+    _run("backup", context.args)
+
+
+def restore(context: typer.Context) -> None:
+    """Restore a backup into a new data directory; `fedround restore --help` lists the options."""
+    _run("restore", context.args)
+
+
+def _run(command: str, words: list[str]) -> None:
+    require(command, "server", _MODULES)
+    sys.stdout.flush()
+    os.environ.pop("FEDROUND_TOKEN", None)
+    # -P: do not import modules from the working directory, for example a queue.py.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "fedround_server.backup", command, *words])  # noqa: S606 -- without a shell

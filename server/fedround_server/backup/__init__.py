@@ -1,0 +1,1 @@
+"""Backups of a data directory and its database, made beside a running server; `layout` describes what a backup is."""
