@@ -120,10 +120,12 @@ clean: ## Remove environments, caches and what was built; never fedround-data
 	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks client examples generated server tests wire -name __pycache__ -prune -exec rm -rf {} +
 
-# The stubs of all protos, in a new folder $$fresh that goes with the shell.
+# The stubs of all protos and their descriptors, in a new folder $$fresh that goes with the shell.
 define generate
 fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && export PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" && \
 python -m grpc_tools.protoc -Iprotos --python_out="$$fresh" --mypy_out=quiet:"$$fresh" $(PROTOS) && \
+python -m grpc_tools.protoc -Iprotos --include_imports --include_source_info \
+	--descriptor_set_out="$$fresh/fedround/v1/fedround.protoset" $(PROTOS) && \
 python -m grpc_tools.protoc -Iprotos --grpc_python_out="$$fresh" --mypy_grpc_out=quiet:"$$fresh" $(SERVICES) || exit 1
 endef
 

@@ -21,6 +21,7 @@ from fedround_client.command import (
     metrics,
     model,
     predict,
+    protoset,
     serve,
     simulate,
     training,
@@ -46,6 +47,7 @@ app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
+app.command("protoset")(protoset.protoset)
 app.command("simulate")(simulate.run)
 app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)
 app.command("demo", context_settings=serve.PASS_THROUGH)(demo.demo)
