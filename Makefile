@@ -48,7 +48,7 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test chaos examples check lint types proto errors errors-check proto-check proto-lint buf bench bench-peers clean
+.PHONY: help install demo test chaos examples check lint types proto errors errors-check reference reference-check site compat notebook proto-check proto-lint buf bench bench-peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -70,7 +70,7 @@ chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... 
 examples: install ## Run the whole demo and the examples, and check what comes out (3 minutes)
 	@$(BIN)/python -m pytest -m examples $(ARGS)
 
-check: lint types errors-check proto-check proto-lint ## Check style, types, protos and generated code
+check: lint types errors-check reference-check proto-check proto-lint site ## Check style, types, protos, generated code and docs
 
 lint: install
 	@$(BIN)/ruff check
@@ -94,6 +94,15 @@ errors: install ## Write the SDK's exceptions and docs/errors.md from the server
 errors-check: install ## Fail when they are not what the classes say
 	@$(BIN)/python scripts/generate_errors.py --check && echo "the SDK's exceptions and docs/errors.md are up to date"
 
+reference: install ## Write docs/reference from the protos and from the command
+	@$(BIN)/python scripts/generate_reference.py
+
+reference-check: install ## Fail when it is not what they say
+	@$(BIN)/python scripts/generate_reference.py --check && echo "docs/reference is up to date"
+
+site: install ## Build the documentation site into build/site; a warning is an error
+	@$(BIN)/python scripts/build_site.py
+
 proto-lint: buf
 	@if [ -x $(BIN_BUF) ]; then $(BIN_BUF) lint protos && echo "buf lint: no findings"; \
 	else echo "buf lint: SKIPPED, buf is not here"; fi
@@ -116,7 +125,7 @@ bench-peers: install ## Measure rounds of fedround and of its peers in turn; ins
 	@$(BIN)/python benchmarks/report.py
 
 clean: ## Remove environments, caches and what was built; never fedround-data
-	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers build demo dist chaos.json
+	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers .cache build demo dist chaos.json
 	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks client examples generated server tests wire -name __pycache__ -prune -exec rm -rf {} +
 
