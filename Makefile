@@ -113,6 +113,9 @@ buf:
 	@if ! command -v $(NPM) >/dev/null || ! $(MAKE) -s $(TOOLS)/.installed; then \
 	echo "buf could not be installed with npm: what needs it is skipped" >&2; fi
 
+compat: install ## Test the wheel with other Pythons and the oldest dependencies; ARGS=--short: some of them
+	@$(BIN)/python scripts/compat.py $(ARGS)
+
 bench: install ## Measure all but the peers (about 20 minutes); writes benchmarks/results.json
 	@for one in limits streams profile_streams rounds subscribers growth start saving sdk aggregation; do \
 	echo "== benchmarks/$$one.py" && $(BIN)/python benchmarks/$$one.py || exit 1; done
