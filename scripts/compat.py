@@ -6,8 +6,8 @@ nor a server. The oldest versions are those of the lower bounds in pyproject.tom
 
     python scripts/compat.py [--short] [--server VERSION ...]
 
---short: the newest Python that is here, if it is not the one that runs this, whose wheel `make test` tests; and the oldest
-versions; both without the unit tests.
+--short: the newest Python that is here, unless it is the one that runs this, where `make test` tests the wheel; and the
+oldest versions; both without the unit tests.
 --server: runs the server, too, in environments with these versions of Python: those for which pip finds a PyTorch for
 CPUs alone. It is always the version that constraints.txt names.
 """
@@ -89,6 +89,11 @@ def constraints(case: Case) -> list[str]:
     return [line for line in lines if line.startswith("torch==")]
 
 
+def clean_environment() -> dict[str, str]:
+    """Returns the environment without variables that lead to other packages, or to a server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("FEDROUND_", "PYTHON"))}
+
+
 def install(case: Case, python: str, wheel: Path, *more: str) -> Path:
     """Makes an environment with the wheel; returns its Python."""
     folder = FOLDER / case.name
@@ -98,7 +103,7 @@ def install(case: Case, python: str, wheel: Path, *more: str) -> Path:
     wanted = f"{wheel}[server]" if case.has_server else str(wheel)
     quiet = ["--quiet", "--disable-pip-version-check", "--no-compile", "-c", folder / "constraints.txt"]
     pip = [sys.executable, "-m", "pip", "--python", own, "install", *quiet]
-    subprocess.run([*pip, wanted, *more], check=True)
+    subprocess.run([*pip, wanted, *more], env=clean_environment(), check=True)
     return own
 
 
@@ -114,7 +119,7 @@ def server(folder: Path) -> Iterator[tuple[str, str]]:
 def server_of(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """A server of another environment; yields its address and the admin's token."""
     command = [python, "-m", "fedround_client", "serve", "--listen=127.0.0.1:0", f"--data-dir={folder / 'data'}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean_environment()) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
             yield (
@@ -134,7 +139,7 @@ def unit_tests() -> list[Path]:
 def check(case: Case, python: str, wheel: Path, is_short: bool) -> bool:
     """Installs and tests one case; returns whether all passed."""
     own = install(case, python, wheel, *(() if is_short else UNIT_TOOLS))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("FEDROUND_", "PYTHON"))}
+    environment = clean_environment()
     with tempfile.TemporaryDirectory(prefix="fedround-") as name:
         folder = Path(name)
         with server_of(own, folder) if case.has_server else server(folder) as (address, token):

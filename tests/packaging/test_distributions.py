@@ -56,7 +56,8 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "--python", str(own), "install", "--quiet", "--no-compile"]
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     pins = ["-c", str(ROOT / "constraints.txt")]
-    run = subprocess.run([*pip, *pins, str(wheel)], capture_output=True, text=True, check=False)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    run = subprocess.run([*pip, *pins, str(wheel)], env=clean, capture_output=True, text=True, check=False)
     if "No matching distribution" in run.stderr or "connection" in run.stderr.lower():
         pytest.skip("the dependencies of the wheel cannot be downloaded here")
     assert run.returncode == 0, run.stderr
