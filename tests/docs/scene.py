@@ -68,7 +68,6 @@ class Scene:
         self.address = address
         self.data_dir = data_dir
         self._admin_token = admin_token
-        self._threads: list[threading.Thread] = []
         self._clients: list[fr.Client] = []
         self.admin = self.connect(admin_token)
         _, self._actor_token = self.admin.create_user("alice", role="ACTOR")
@@ -77,6 +76,7 @@ class Scene:
         self.client_ids = [user.user_id for user, _ in self.sites]
         self._trained: dict[str, str] = {}
         self._participants = 0
+        self.model = MODEL
         self.training: dict[str, Any] = {}
         page_client = PageClient(self, self.actor)
         self.names: dict[str, Any] = {"fr": fr, "np": np, "client": page_client, "actor": page_client, "model": MODEL}
@@ -90,17 +90,15 @@ class Scene:
     def close(self) -> None:
         for client in self._clients:
             client.close()
-        for thread in self._threads:
-            thread.join()
 
-    def take_part(self, *functions: Any, model: Any = None, **options: Any) -> fr.Participation:
-        """A participant of its own runs the functions in a training with `self.training`, to its end."""
+    def take_part(self, *functions: Any, **options: Any) -> fr.Participation:
+        """A participant of its own runs the functions in a training of `self.model` with the options `self.training`."""
         self._participants += 1
         user, token = self.admin.create_user(f"participant {self._participants}")
         asked = {"name": "taking part", "target_num_updates": 1, "client_ids": [user.user_id], **self.training}
         if len(functions) < 2:
             asked.pop("metric_names", None)  # there is no function that evaluates
-        training = self.actor.create_training(MODEL if model is None else model, **asked)
+        training = self.actor.create_training(self.model, **asked)
         self.actor.start_training(training.training_id)
         return self.connect(token).participate(*functions, training_id=training.training_id, **options)
 
@@ -108,9 +106,8 @@ class Scene:
         """Starts a participant for each site, which takes part in all trainings until the first has ended."""
         for _, token in self.sites:
             client = self.connect(token)
-            thread = threading.Thread(target=client.participate, args=(train_nothing, report))
+            thread = threading.Thread(target=client.participate, args=(train_nothing, report), daemon=True)
             thread.start()
-            self._threads.append(thread)
 
     def train(self, name: str, *, model: Any = None, **options: Any) -> Any:
         """A training of both sites, to its end."""

@@ -11,6 +11,8 @@ from docs.pages import NOT_RUN, PAGES
 from docs.scene import MODEL, Scene
 from servers import Server
 
+pytestmark = pytest.mark.timeout(120)
+
 ROOT = Path(__file__).parents[2]
 WITH_CODE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/tutorial").glob("*.md"))]
 
