@@ -2,12 +2,13 @@
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 FENCE = re.compile(
-    r"^```(\S*)[^\n]*\n(.*?)^```$|^((?:    \S[^\n]*\n)(?:    [^\n]*\n|\n(?=    ))*)", re.MULTILINE | re.DOTALL
+    r"^```(\S*)[^\n]*\n(.*?)^```$|^((?: {4,8}\S[^\n]*\n)(?:    [^\n]*\n|\n(?=    ))*)", re.MULTILINE | re.DOTALL
 )
 SHELL = ("bash", "console", "sh", "shell")
 # How a line of an indented block begins that is typed in a shell; other indented blocks are formulas or output.
@@ -49,6 +50,6 @@ def blocks(page: Path) -> Iterator[Block]:
         elif language in SHELL:
             yield Block(line + 1, fenced, is_python=False)
         elif indented:
-            inner = re.sub("^    ", "", indented, flags=re.MULTILINE)
+            inner = textwrap.dedent(indented)
             if TYPED.match(inner):
                 yield Block(line, inner, is_python=False)

@@ -125,6 +125,16 @@ def steering(scene: Scene) -> None:
     scene.names |= {"site1": scene.sites[-2][0].user_id, "site2": scene.sites[-1][0].user_id}
 
 
+def first_training(scene: Scene) -> None:
+    for user_id in scene.client_ids:
+        scene.admin.remove_user(user_id)
+    scene.admin.remove_user(scene.actor.myself().user_id)  # the page creates all of them
+
+
+def own_model(scene: Scene) -> None:
+    scene.train("circle", metric_names=["accuracy"])
+
+
 def watched(scene: Scene) -> None:
     scene.wait_for_trainings()
 
@@ -160,9 +170,19 @@ PAGES = {
         }
     ),
     "docs/simulation.md": Page(simulation, is_long=True),
+    "docs/tutorial/first-training.md": Page(
+        first_training,
+        skipped={
+            "fedround serve": "the scene's server",
+            "cd": "a shell of its own: tests/examples/test_readme.py",
+            "FEDROUND_TOKEN=": "a process of its own: tests/examples/test_readme.py",
+        },
+    ),
+    "docs/tutorial/your-own-model.md": Page(own_model, is_long=True),
     "docs/steering.md": Page(steering),
 }
 NOT_RUN = {
+    "docs/tutorial/two-machines.md": "typed by test_two_machines.py",
     "README.md": "typed by tests/examples/test_readme.py",
     "docs/debugging-with-grpcurl.md": "typed by a test of its own",
     "docs/first-day.md": "typed by scripts/transcripts.py",

@@ -92,7 +92,7 @@ class Scene:
             client.close()
 
     def take_part(self, *functions: Any, **options: Any) -> fr.Participation:
-        """A participant of its own runs the functions in a training of `self.model` with the options `self.training`."""
+        """A participant of its own runs the functions in a training with `self.model` and `self.training`."""
         self._participants += 1
         user, token = self.admin.create_user(f"participant {self._participants}")
         asked = {"name": "taking part", "target_num_updates": 1, "client_ids": [user.user_id], **self.training}
