@@ -48,7 +48,7 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test chaos examples check lint types proto errors errors-check reference reference-check site compat notebook proto-check proto-lint buf bench bench-peers clean
+.PHONY: help install demo test chaos examples check lint types proto errors errors-check reference reference-check site compat proto-check proto-lint buf bench bench-peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
