@@ -14,10 +14,7 @@ from typing import Any
 import numpy as np
 
 import fedround_client as fr
-from docs.blocks import blocks
 from docs.scene import MODEL, Network, Scene
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -114,12 +111,6 @@ def replay(scene: Scene) -> None:
     scene.train("digits", keep_update_rounds=9, aggregation=fr.aggregate(fr.FedAvg(), shadows=[fr.Median()]))
 
 
-def simulation(scene: Scene) -> None:
-    first = next(block for block in blocks(ROOT / "docs/simulation.md") if block.is_python)
-    Path("my_project.py").write_text(first.text, encoding="utf-8")
-    scene.names["__name__"] = "__main__"
-
-
 def steering(scene: Scene) -> None:
     scene.sites += [scene.admin.create_user(name) for name in ("site1", "site2")]
     scene.names |= {"site1": scene.sites[-2][0].user_id, "site2": scene.sites[-1][0].user_id}
@@ -169,7 +160,13 @@ PAGES = {
             "fedround --tls-ca": "needs certificates: tests/service/test_certificates.py",
         }
     ),
-    "docs/simulation.md": Page(simulation, is_long=True),
+    "docs/simulation.md": Page(
+        finish=lambda scene: scene.names["make_client"](0)(scene.names["make_model"](), None),
+        skipped={
+            "fedround simulate": "takes half a minute: tests/simulation",
+            "import fedround_client": "takes half a minute: tests/simulation",
+        },
+    ),
     "docs/tutorial/first-training.md": Page(
         first_training,
         skipped={
