@@ -50,7 +50,8 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test chaos examples check lint types proto errors errors-check settings settings-check proto-check proto-lint buf bench bench-peers clean
+.PHONY: help install demo test chaos examples check lint types proto errors errors-check settings settings-check reference \
+	reference-check site compat proto-check proto-lint buf bench bench-peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -73,7 +74,7 @@ chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... 
 examples: install ## Run the whole demo and the examples, and check what comes out (3 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m examples $(ARGS)
 
-check: lint types errors-check settings-check proto-check proto-lint ## Check style, types, protos and generated code
+check: lint types errors-check settings-check reference-check proto-check proto-lint site ## Check style, types, protos, generated code and docs
 
 lint: install
 	@$(BIN)/ruff check
@@ -103,6 +104,15 @@ settings: install ## Write docs/configuration.md from the settings of the server
 settings-check: install ## Fail when it is not what the settings are
 	@$(BIN)/python scripts/generate_settings.py --check && echo "docs/configuration.md is up to date"
 
+reference: install ## Write docs/reference from the protos and from the command
+	@$(BIN)/python scripts/generate_reference.py
+
+reference-check: install ## Fail when it is not what they say
+	@$(BIN)/python scripts/generate_reference.py --check && echo "docs/reference is up to date"
+
+site: install ## Build the documentation site into build/site; a warning is an error
+	@$(BIN)/python scripts/build_site.py
+
 proto-lint: buf
 	@if [ -x $(BIN_BUF) ]; then $(BIN_BUF) lint protos && echo "buf lint: no findings"; \
 	else echo "buf lint: SKIPPED, buf is not here"; fi
@@ -112,6 +122,9 @@ proto-lint: buf
 buf:
 	@if ! command -v $(NPM) >/dev/null || ! $(MAKE) -s $(TOOLS)/.installed; then \
 	echo "buf could not be installed with npm: what needs it is skipped" >&2; fi
+
+compat: install ## Test the wheel with other Pythons and the oldest dependencies; ARGS=--short: some of them
+	@$(BIN)/python scripts/compat.py $(ARGS)
 
 bench: install ## Measure all but the peers (about 20 minutes); writes benchmarks/results.json
 	@for one in limits streams profile_streams rounds subscribers growth start saving sdk aggregation; do \
@@ -125,7 +138,7 @@ bench-peers: install ## Measure rounds of fedround and of its peers in turn; ins
 	@$(BIN)/python benchmarks/report.py
 
 clean: ## Remove environments, caches and what was built; never fedround-data
-	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers build demo dist chaos.json examples/node/node_modules
+	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers .cache build demo dist chaos.json examples/node/node_modules
 	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks client examples generated server tests wire -name __pycache__ -prune -exec rm -rf {} +
 

@@ -23,6 +23,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from measure import MIB, anonymous, cpu_seconds, fedround_server, keep, resident, tree
 
 SERVICE = "fedround.v1.TrainingService"
+SDK = ("import fedround_client", "import fedround_client; fedround_client.connect", "import grpc, numpy")
 
 
 def start(folder: Path, quiet_seconds: float, idle_seconds: float) -> dict[str, float]:
@@ -58,6 +59,12 @@ def start(folder: Path, quiet_seconds: float, idle_seconds: float) -> dict[str, 
         }
 
 
+def sdk_import(statement: str) -> float:
+    """Seconds that a new Python needs for a statement, without its own start."""
+    code = f"import time; begin = time.perf_counter(); {statement}; print(time.perf_counter() - begin)"
+    return float(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout)
+
+
 def limit() -> float:
     """Seconds that a Python needs to import what every server imports."""
     begin = time.perf_counter()
@@ -72,22 +79,28 @@ def main() -> None:
     parser.add_argument("--quiet-seconds", type=float, default=5, help="until torch is loaded and all is quiet")
     parser.add_argument("--idle-seconds", type=float, default=30, help="of the last start, in which CPU is counted")
     options = parser.parse_args()
-    found, limits = [], []
+    found, limits, imports = [], [], []
     with tempfile.TemporaryDirectory() as name:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = f"{name}/compiled"
         first = start(Path(name) / "first", options.quiet_seconds, 0)
         limit()
+        sdk_import(SDK[-1])
         for number in range(options.starts):
             last = number == options.starts - 1
             found.append(start(Path(name) / str(number), options.quiet_seconds, options.idle_seconds if last else 0))
             limits.append(limit())
+            imports.append([sdk_import(statement) for statement in SDK])
     middle = {what: statistics.median(one[what] for one in found) for what in first}
     cpu = {what: round(found[-1][what] / options.idle_seconds * 60, 3) for what in ("server_cpu", "worker_cpu")}
     mib = {what: round(middle[what] / MIB, 1) for what in middle if what.endswith(("anonymous", "resident"))}
     slowest = max(one["serving"] for one in found)
     print(f"serving after {middle['serving']:.2f} s, slowest {slowest:.2f} s; {first['serving']:.2f} s with compiling")
     print(f"imports of grpc and peewee alone: {statistics.median(limits):.2f} s")
+    sdk = [statistics.median(one) for one in zip(*imports, strict=True)]
+    print(
+        f"SDK: imported in {sdk[0]:.3f} s, with its first use in {sdk[1]:.3f} s; grpc and numpy alone: {sdk[2]:.3f} s"
+    )
     for process in ("server", "worker"):
         own, mapped, busy = mib[f"{process}_anonymous"], mib[f"{process}_resident"], cpu[f"{process}_cpu"]
         print(f"idle {process}: {own} MiB of its own, {mapped} MiB resident, {busy} s of CPU a minute")
@@ -100,6 +113,9 @@ def main() -> None:
             "slowest": round(slowest, 3),
             "first": round(first["serving"], 3),
             "imports_alone": round(statistics.median(limits), 3),
+            "sdk_import": round(sdk[0], 3),
+            "sdk_first_use": round(sdk[1], 3),
+            "grpc_and_numpy_alone": round(sdk[2], 3),
             **{f"idle_{what}_mib": value for what, value in mib.items()},
             **{f"idle_{what}_seconds_per_minute": value for what, value in cpu.items()},
         },

@@ -2,137 +2,35 @@
 
 >>> with fedround_client.connect() as client:  # doctest: +SKIP
 ...     client.participate(train)
+
+The names of `fedround_client.api` are loaded when the first of them is used: a program that imports this package and
+does something else first, as the command does with `--help`, starts faster.
 """
-# ruff: noqa: F403 - `make errors` keeps the list of reasons
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 # Before everything that imports grpc.
 import fedround_client.quiet_grpc  # noqa: F401 -- for its side effect
 
-# isort: split
-from fedround.v1.aggregation_pb2 import (
-    Adagrad,
-    Adam,
-    AdaptiveClipping,
-    Bucketing,
-    Buffering,
-    Bulyan,
-    CenteredClipping,
-    DifferentialPrivacy,
-    Ensemble,
-    EnsembleMember,
-    FedAvg,
-    FedDc,
-    FedDyn,
-    FedNova,
-    FedProx,
-    FixedClipping,
-    FlTrust,
-    FreezeA,
-    GeometricMedian,
-    Krum,
-    LoraStack,
-    LoraSvd,
-    McDropout,
-    Median,
-    MultiKrum,
-    NearestNeighbor,
-    NoUncertainty,
-    QFedAvg,
-    Scaffold,
-    Sgd,
-    Swag,
-    TrimmedMean,
-)
-from fedround.v1.config_pb2 import CosineSchedule, ExponentialSchedule, Step, StepSchedule
-from fedround.v1.training_pb2 import Cohort, RoundPolicy
-from fedround_client import errors, lora
-from fedround_client.aggregation import FedAdagrad, FedAdam, FedAvgM, FedYogi, aggregate
-from fedround_client.audit_chain import AuditReport
-from fedround_client.audit_entry import AuditBroken, AuditEntry, AuditHead
-from fedround_client.buffering import FedAsync, FedBuff
-from fedround_client.client import Client, connect
-from fedround_client.errors.client_side import *
-from fedround_client.errors.family import *
-from fedround_client.errors.reason import *
-from fedround_client.inference import Prediction
-from fedround_client.options import Selection
-from fedround_client.participation import Participation, Round, Update
-from fedround_client.prefixes import strip_prefix
-from fedround_client.simulation.functions import SimulationFailed
-from fedround_client.simulation.run import Simulation, simulate
-from fedround_client.swag_moments import Moments
-from fedround_client.tensor_types import TensorError
-from fedround_client.tensors import from_safetensors, to_safetensors
-from fedround_client.transport import TensorPrecision
+if TYPE_CHECKING:
+    from fedround_client.api import *  # noqa: F403
+    from fedround_client.api import __all__ as __all__
+    from fedround_client.errors.client_side import *  # noqa: F403
+    from fedround_client.errors.family import *  # noqa: F403
+    from fedround_client.errors.reason import *  # noqa: F403
+else:
 
-__all__ = [
-    "Adagrad",
-    "Adam",
-    "AdaptiveClipping",
-    "AuditBroken",
-    "AuditEntry",
-    "AuditHead",
-    "AuditReport",
-    "Bucketing",
-    "Buffering",
-    "Bulyan",
-    "CenteredClipping",
-    "Client",
-    "Cohort",
-    "CosineSchedule",
-    "DifferentialPrivacy",
-    "Ensemble",
-    "EnsembleMember",
-    "ExponentialSchedule",
-    "FedAdagrad",
-    "FedAdam",
-    "FedAsync",
-    "FedAvg",
-    "FedAvgM",
-    "FedBuff",
-    "FedDc",
-    "FedDyn",
-    "FedNova",
-    "FedProx",
-    "FedYogi",
-    "FixedClipping",
-    "FlTrust",
-    "FreezeA",
-    "GeometricMedian",
-    "Krum",
-    "LoraStack",
-    "LoraSvd",
-    "McDropout",
-    "Median",
-    "Moments",
-    "MultiKrum",
-    "NearestNeighbor",
-    "NoUncertainty",
-    "Participation",
-    "Prediction",
-    "QFedAvg",
-    "Round",
-    "RoundPolicy",
-    "Scaffold",
-    "Selection",
-    "Sgd",
-    "Simulation",
-    "SimulationFailed",
-    "Step",
-    "StepSchedule",
-    "Swag",
-    "TensorError",
-    "TensorPrecision",
-    "TrimmedMean",
-    "Update",
-    "aggregate",
-    "connect",
-    "from_safetensors",
-    "lora",
-    "simulate",
-    "strip_prefix",
-    "to_safetensors",
-]
-__all__ += errors.client_side.__all__
-__all__ += errors.family.__all__
-__all__ += errors.reason.__all__
+    def __getattr__(name: str) -> Any:
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(name)
+        # A module, before the public names: `from fedround_client import config` asks here, while these are loaded.
+        if find_spec(f"fedround_client.{name}") is not None:
+            return import_module(f"fedround_client.{name}")
+        return getattr(import_module("fedround_client.api"), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

@@ -111,7 +111,9 @@ def FedAvgM(  # noqa: N802 - the name that users know
         learning_rate: > 0.
         momentum: In [0, 1).
         aggregation: Another rule than FedAvg, or an aggregation without a server optimizer.
-        clipping, mixing, buffers: As in `aggregate`.
+        clipping: As in `aggregate`.
+        mixing: As in `aggregate`.
+        buffers: As in `aggregate`.
 
     Raises:
         TypeError, ValueError: As `aggregate`, or an option that must be > 0 is not.
@@ -140,7 +142,9 @@ def FedAdagrad(  # noqa: N802 - the name that users know
         tau: > 0; v begins as tau^2.
         beta1: In [0, 1).
         aggregation: Another rule than FedAvg, or an aggregation without a server optimizer.
-        clipping, mixing, buffers: As in `aggregate`.
+        clipping: As in `aggregate`.
+        mixing: As in `aggregate`.
+        buffers: As in `aggregate`.
 
     Raises:
         TypeError, ValueError: As `aggregate`, or an option that must be > 0 is not.
@@ -172,7 +176,9 @@ def FedAdam(  # noqa: N802 - the name that users know
         tau: > 0; v begins as tau^2.
         bias_correction: Divide m and v by 1 - beta^step, as Adam does on a single machine; the paper does not.
         aggregation: Another rule than FedAvg, or an aggregation without a server optimizer.
-        clipping, mixing, buffers: As in `aggregate`.
+        clipping: As in `aggregate`.
+        mixing: As in `aggregate`.
+        buffers: As in `aggregate`.
 
     Raises:
         TypeError, ValueError: As `aggregate`, or an option that must be > 0 is not.
@@ -204,7 +210,9 @@ def FedYogi(  # noqa: N802 - the name that users know
         tau: > 0; v begins as tau^2.
         bias_correction: Divide m and v by 1 - beta^step; the paper does not.
         aggregation: Another rule than FedAvg, or an aggregation without a server optimizer.
-        clipping, mixing, buffers: As in `aggregate`.
+        clipping: As in `aggregate`.
+        mixing: As in `aggregate`.
+        buffers: As in `aggregate`.
 
     Raises:
         TypeError, ValueError: As `aggregate`, or an option that must be > 0 is not.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 
 DISTRIBUTION = "fedround"
 MAX_VALUE = 200
@@ -17,6 +16,9 @@ def own_attributes() -> dict[str, str]:
 
 
 def _version() -> str:
+    # Takes as long to load as a tenth of the SDK, and only participants need it.
+    from importlib import metadata
+
     try:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:

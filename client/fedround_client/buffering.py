@@ -33,7 +33,10 @@ def FedBuff(  # noqa: N802 - the name that users know
         max_staleness: >= 1; an update with a larger staleness is discarded.
         exponent: >= 0; 0 lets all updates count alike.
         aggregation: Another rule than FedAvg, or an aggregation without buffering.
-        clipping, mixing, server_optimizer, buffers: As in `aggregate`.
+        clipping: As in `aggregate`.
+        mixing: As in `aggregate`.
+        server_optimizer: As in `aggregate`.
+        buffers: As in `aggregate`.
 
     Raises:
         TypeError, ValueError: As `aggregate`, or an option is out of range.
@@ -66,9 +69,12 @@ def FedAsync(  # noqa: N802 - the name that users know
 
     Args:
         alpha: How far the model moves towards an update, 0 < alpha <= 1.
-        max_staleness, exponent: As in `FedBuff`.
+        max_staleness: As in `FedBuff`.
+        exponent: As in `FedBuff`.
         aggregation: Another rule than FedAvg that takes a single update, or an aggregation without buffering.
-        clipping, server_optimizer, buffers: As in `aggregate`.
+        clipping: As in `aggregate`.
+        server_optimizer: As in `aggregate`.
+        buffers: As in `aggregate`.
 
     Raises:
         TypeError, ValueError: As `aggregate`, or an option is out of range.
