@@ -15,6 +15,7 @@ from fedround_client.client import DEFAULT_SERVER
 from fedround_client.command import (
     audit,
     convert,
+    dashboard,
     demo,
     doctor,
     init,
@@ -44,6 +45,7 @@ app.add_typer(audit.app, name="audit")
 app.command("metrics")(metrics.metrics)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
+app.command("dashboard")(dashboard.dashboard)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.command("simulate")(simulate.run)
