@@ -29,16 +29,16 @@ def dashboard(
     https_cert: Annotated[Path | None, typer.Option(help="PEM file of the dashboard's certificate, for HTTPS.")] = None,
     https_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
     insecure_listen: Annotated[
-        bool, typer.Option("--insecure-listen", help="Serve plain HTTP to other machines: tokens can be read on the way.")
+        bool,
+        typer.Option("--insecure-listen", help="Serve plain HTTP to other machines, whatever reads tokens on the way."),
     ] = False,
     idle_minutes: Annotated[float, typer.Option(min=1, help="Sign out visitors who open no page for so long.")] = 60,
     session_hours: Annotated[float, typer.Option(min=0.1, help="Sign out visitors after so long in any case.")] = 12,
 ) -> None:
     """Serve pages about trainings: live rounds, curves, participants, versions, and control for actors.
 
-    Every visitor signs in with a token, and sees and does what the server allows it: one of a VIEWER sees all trainings.
-    With a token in FEDROUND_TOKEN, or a --token-file, the command also prints a link that signs you in without typing it:
-    once, within ten minutes.
+    Every visitor signs in with a token, and sees and does what the server allows it: a VIEWER sees all trainings. With
+    a token in FEDROUND_TOKEN or --token-file, the command also prints a link that signs you in: once, within ten minutes.
     """
     missing = [module for module in _MODULES if find_spec(module) is None]
     if missing:
@@ -65,8 +65,8 @@ def dashboard(
         raise typer.BadParameter("--https-cert and --https-key belong together.")
     if https_cert is None and not is_loopback(host) and not insecure_listen:
         raise typer.BadParameter(
-            f"Other machines reach {listen}, and could read tokens on the way. Pass --https-cert and --https-key, or listen"
-            " on 127.0.0.1 behind a proxy that speaks HTTPS; --insecure-listen serves plain HTTP all the same."
+            f"Tokens could be read on the way to {listen}. Pass --https-cert and --https-key, or listen on 127.0.0.1 behind"
+            " a proxy that speaks HTTPS; --insecure-listen serves plain HTTP all the same."
         )
     token = session.own_token()
     # Not visible to others as long as the dashboard runs.

@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_TRAIN
-from fedround.v1.model_pb2 import MetricReport, ModelVersion
+from fedround.v1.model_pb2 import MetricReport
 from fedround.v1.round_pb2 import ROUND_STATE_DONE, Round, UpdateReport
 from fedround.v1.training_pb2 import Training
 from fedround_client.dashboard.reader import Reader
-from fedround_client.dashboard.words import seconds_between
+from fedround_client.dashboard.words import has_figure, seconds_between
 from fedround_client.errors import FedroundError, Unauthenticated
 from fedround_client.rpc import PAGE_SIZE
 
@@ -171,7 +171,7 @@ def _report_charts(reader: Reader, done: Sequence[Round], memory: ReportMemory) 
 
 
 def _spread(name: str, reports: Sequence[UpdateReport]) -> Spread | None:
-    values = [value for one in reports if one.HasField(name) and math.isfinite(value := getattr(one, name))]  # type: ignore[arg-type]
+    values = [value for one in reports if has_figure(one, name) and math.isfinite(value := getattr(one, name))]
     return (min(values), statistics.median(values), max(values)) if values else None
 
 

@@ -21,7 +21,7 @@ logger = get_logger(__name__)
 LEAST_SECONDS = 0.1
 """Between two renderings at least."""
 MOST_SECONDS = 5.0
-"""Between two renderings at most: bytes of uploads and times when participants were last seen change without an event."""
+"""Between two renderings at most: bytes of uploads, for example, change without an event."""
 REST_FACTOR = 2.0
 """A rendering is followed by a rest of so many times its own duration, so that large rounds do not keep a core busy."""
 MAX_FEEDS = 200
@@ -48,8 +48,8 @@ class Live:
 class Feed:
     """The live state of a training, or of all trainings, for one token.
 
-    It subscribes in a thread of its own over a channel of its own, since only closing the channel ends a call from another
-    thread. Every event has the state rendered anew; events in between are taken together.
+    It subscribes in a thread of its own over a channel of its own, since a call of another
+    thread ends only with its channel. Every event has the state rendered anew; events in between are taken together.
     """
 
     def __init__(
@@ -117,10 +117,12 @@ class Feed:
                     await self._changed.wait()
             self._changed.clear()
             begin = self._loop.time()
+            error: FedroundError | None = None
+            live = self.live
             try:
-                live, error = await run_in_threadpool(self._render, self._num_events), None
+                live = await run_in_threadpool(self._render, self._num_events)
             except FedroundError as failure:
-                live, error = self.live, failure
+                error = failure
             if live != self.live or str(error) != str(self.error):
                 async with self._rendered:
                     self.live, self.error = live, error

@@ -37,7 +37,7 @@ _READING = ("GET", "HEAD")
 
 
 class Guard:
-    """Answers requests for unknown hosts and forms from other pages with an error, and adds headers to all responses."""
+    """Rejects requests for unknown hosts and forms of other pages, and adds headers to all responses."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
         """Wraps an application.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
@@ -17,7 +18,14 @@ from fedround_client.dashboard.feed import Live
 from fedround_client.dashboard.reader import MAX_FILTERED, ROWS, Reader, matches
 from fedround_client.dashboard.steering import available_actions, done_text
 from fedround_client.dashboard.web import Visit, Web
-from fedround_client.dashboard.words import ENDED, participant_state, results, seconds_between, training_state
+from fedround_client.dashboard.words import (
+    ENDED,
+    has_figure,
+    participant_state,
+    results,
+    seconds_between,
+    training_state,
+)
 from fedround_client.errors import FedroundError, NotActor, NotFound, Unauthenticated
 from fedround_client.round_number import planned_rounds
 
@@ -85,9 +93,9 @@ class Pages:
             following = ""
         else:
             answer = visit.read.round(training.training_id, shown, page_token=page)
-            # An older server sends all of them at once.
-            participants, is_cut = list(answer.round.participants[: 2 * ROWS]), len(answer.round.participants) > 2 * ROWS
             found, following = answer.round, answer.next_page_token
+            # A server that does not know pages sends all participants at once.
+            participants, is_cut = list(found.participants[: 2 * ROWS]), len(found.participants) > 2 * ROWS
         return self._tab(
             visit,
             training,
@@ -173,17 +181,23 @@ class Pages:
         else:
             answer = visit.read.users(page)
             users, following, is_cut = list(answer.users), answer.next_page_token, False
-        shown = {"users": users, "next_page": following, "is_first": not page, "is_cut": is_cut, "text": text}
+        shown: dict[str, Any] = {
+            "users": users,
+            "next_page": following,
+            "is_first": not page,
+            "is_cut": is_cut,
+            "text": text,
+        }
         return self._web.page(visit, "users.html", done=done_text(visit.query("done")), **shown)
 
     def server(self, visit: Visit) -> Response:
         """Returns what the server is doing; for admins and viewers."""
-        return self._web.page(visit, "server.html", status=visit.read.server_status())
+        return self._web.page(visit, "server.html", now=visit.read.server_status())
 
     def _training(self, visit: Visit) -> Training:
         return visit.read.training(visit.path("training_id"))
 
-    def _tab(self, visit: Visit, training: Training, template: str, **values: object) -> Response:
+    def _tab(self, visit: Visit, training: Training, template: str, **values: Any) -> Response:
         """Returns a page about a training."""
         return self._web.page(
             visit,
@@ -243,7 +257,7 @@ def report_columns(participants: Iterable[RoundParticipant]) -> list[str]:
     """Returns what the aggregation found out about at least one of some updates."""
     names = ("share", "norm", "cosine", "distance_rank", "clip_scale", "staleness", "selected")
     reports = [one.report for one in participants if one.HasField("report")]
-    return [name for name in names if any(report.HasField(name) for report in reports)]
+    return [name for name in names if any(has_figure(report, name) for report in reports)]
 
 
 def as_json(message: Message) -> str:
@@ -280,6 +294,6 @@ def _says(training: Training, current: Round | None) -> str:
         return f"The training is {state}."
     noun = results(current.kind)
     return (
-        f"Round {current.number + 1}, {state}: {current.updates_arrived} of {current.updates_expected} {noun} have arrived,"
-        f" {current.num_failed} failed."
+        f"Round {current.number + 1}, {state}: {current.updates_arrived} of {current.updates_expected} {noun} have"
+        f" arrived, {current.num_failed} failed."
     )

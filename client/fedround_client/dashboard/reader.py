@@ -92,9 +92,7 @@ class Reader:
         request = model_pb2.GetMetricsRequest(model_id=model_id, page_size=PAGE_SIZE, page_token=page_token)
         return self._rpc.unary(self._rpc.models.GetMetrics, request)
 
-    def contributions(
-        self, model_id: str, version: int, page_token: str = ""
-    ) -> audit_pb2.GetContributionsResponse:
+    def contributions(self, model_id: str, version: int, page_token: str = "") -> audit_pb2.GetContributionsResponse:
         """Returns a page of the updates that a version was made of, and its origin."""
         request = audit_pb2.GetContributionsRequest(
             model_id=model_id, version=version, page_size=ROWS, page_token=page_token

@@ -83,7 +83,8 @@ class Session:
 class Sessions:
     """The sessions. Thread-safe.
 
-    A session is found by the SHA-256 of its cookie, so that the time of a look-up says nothing about cookies that exist.
+    A session is found by the SHA-256 of its cookie, so that the time of a look-up says nothing about those that
+    exist.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ def allowed_hosts(host: str, names: Iterable[str]) -> frozenset[str]:
         found |= LOOPBACK_NAMES | {host}
     elif host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
         if not found:
-            raise ValueError(f"A dashboard that listens on {host} needs the name that visitors type: --allowed-host NAME.")
+            raise ValueError(f"With {host}, say which name visitors type: --allowed-host NAME.")
         found |= LOOPBACK_NAMES
     else:
         found.add(host.lower())

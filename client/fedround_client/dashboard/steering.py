@@ -156,7 +156,9 @@ class Steering:
 
     def _form(self, visit: Visit, action: Action, training: Training, status: int = 200, error: str = "") -> Response:
         text = visit.query("q").strip()
-        users = _candidates(visit.read, action, training, text) if action.chooses and not (error and status == 403) else []
+        # Who may not choose may not list users either.
+        is_list = action.chooses and status != 403
+        users = _candidates(visit.read, action, training, text) if is_list else []
         return self._web.page(
             visit,
             "action.html",

@@ -183,7 +183,7 @@ class Web:
         return request.cookies.get(f"__Host-{self._cookie}") or request.cookies.get(self._cookie, "")
 
     def set_cookie(self, response: Response, request: Request, cookie: str) -> None:
-        """Sets the cookie of a session. The browser sends it to this host only, and never with requests of other pages."""
+        """Sets the cookie of a session. The browser sends it to this host only, and not from other pages."""
         is_secure = self.is_secure(request)
         name = f"__Host-{self._cookie}" if is_secure else self._cookie
         response.set_cookie(name, cookie, path="/", secure=is_secure, httponly=True, samesite="strict")

@@ -140,10 +140,15 @@ def number(value: float) -> str:
 
 def figure(report: UpdateReport, name: str) -> str:
     """Returns what the aggregation found out about an update, by the name of the field; empty if it is not set."""
-    if not report.HasField(name):  # type: ignore[arg-type] -- one of its optional fields
+    if not has_figure(report, name):
         return ""
     value = getattr(report, name)
     return ("yes" if value else "no") if isinstance(value, bool) else number(value)
+
+
+def has_figure(report: UpdateReport, name: str) -> bool:
+    """Returns whether a report has an optional field, by its name."""
+    return any(field.name == name for field, _ in report.ListFields())
 
 
 def role_text(user: User) -> str:
