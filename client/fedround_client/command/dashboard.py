@@ -38,7 +38,8 @@ def dashboard(
     """Serve pages about trainings: live rounds, curves, participants, versions, and control for actors.
 
     Every visitor signs in with a token, and sees and does what the server allows it: a VIEWER sees all trainings. With
-    a token in FEDROUND_TOKEN or --token-file, the command also prints a link that signs you in: once, within ten minutes.
+    a token in FEDROUND_TOKEN or --token-file, the command also prints a link that signs you in once, within ten
+    minutes.
     """
     missing = [module for module in _MODULES if find_spec(module) is None]
     if missing:
@@ -65,8 +66,8 @@ def dashboard(
         raise typer.BadParameter("--https-cert and --https-key belong together.")
     if https_cert is None and not is_loopback(host) and not insecure_listen:
         raise typer.BadParameter(
-            f"Tokens could be read on the way to {listen}. Pass --https-cert and --https-key, or listen on 127.0.0.1 behind"
-            " a proxy that speaks HTTPS; --insecure-listen serves plain HTTP all the same."
+            f"Tokens could be read on the way to {listen}. Pass --https-cert and --https-key, or listen on 127.0.0.1"
+            " behind a proxy that speaks HTTPS; --insecure-listen serves plain HTTP all the same."
         )
     token = session.own_token()
     # Not visible to others as long as the dashboard runs.

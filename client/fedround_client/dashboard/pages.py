@@ -219,12 +219,13 @@ class Pages:
         """
         training = reader.training(training_id)
         current = current_round(reader, training)
-        shared = {"training": training, "planned": planned_rounds(training.spec), "current": current}
-        actions = available_actions(training, reader.account)
+        shared: dict[str, Any] = {"training": training, "planned": planned_rounds(training.spec), "current": current}
+        shared["actions"] = available_actions(training, reader.account)
         counts = () if current is None else (current.updates_arrived, current.num_failed, current.num_connected)
         return Live(
             fragments={
-                "training-state": self._web.text("_state.html", actions=actions, **shared),
+                "training-state": self._web.text("_state.html", **shared),
+                "training-actions": self._web.text("_actions.html", **shared),
                 "round-now": self._web.text("_round.html", **shared),
             },
             stamps={
@@ -266,7 +267,7 @@ def as_json(message: Message) -> str:
 
 
 def _matching(reader: Reader, training_id: str, number: int, text: str, state: str) -> list[RoundParticipant]:
-    """Returns the participants whose name contains a text or whose id begins with it, in a state; one more than shown."""
+    """Returns the participants that match a filter, as many as are shown and one more."""
     found = (
         one
         for one in reader.round_participants(training_id, number)

@@ -77,9 +77,7 @@ class SignIn:
         token, target = first(form, "token").strip(), inner_path(first(form, "next"))
         if not token:
             return self._form(request, 400, "Paste your token.")
-        answer = await self._sign_in(request, token, RedirectResponse(target, 303))
-        answer.delete_cookie(self._form_cookie, path=SIGN_IN)
-        return answer
+        return await self._sign_in(request, token, RedirectResponse(target, 303))
 
     async def follow_link(self, request: Request) -> Response:
         """Signs in the operator, who follows the link that the command has printed."""
@@ -120,12 +118,14 @@ class SignIn:
         if (old := self._web.session_of(request)) is not None:
             self._web.sessions.end(old)
         self._web.set_cookie(answer, request, cookie)
+        answer.delete_cookie(self._form_cookie, path=SIGN_IN)
         return answer
 
     def _form(
         self, request: Request, status: int = 200, error: str = "", headers: dict[str, str] | None = None
     ) -> Response:
-        cookie = secrets.token_urlsafe(SECRET_BYTES)
+        # Another tab may have a form with the same cookie.
+        cookie = request.cookies.get(self._form_cookie) or secrets.token_urlsafe(SECRET_BYTES)
         page = self._web.text(
             "sign_in.html",
             account=None,

@@ -87,7 +87,7 @@ ACTIONS = {
         ),
         Action(
             "remove",
-            "Remove participants",
+            "Remove clients",
             "Participants that you choose leave the training. Their updates in the open round do not count.",
             "The participants are removed.",
             lambda client, training_id, form: client.remove_clients(training_id, form.get("user", [])),

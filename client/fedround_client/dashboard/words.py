@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, RoundKind
 from fedround.v1.round_pb2 import (
@@ -40,6 +41,8 @@ _ROUND_STATES = {
     ROUND_STATE_ABANDONED: ("abandoned", "bad"),
     ROUND_STATE_PENDING: ("waiting to open", "waiting"),
 }
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?\+00:00)")
+_SDK_ATTRIBUTES = ("platform", "python", "sdk")
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -82,16 +85,39 @@ def participant_state(one: RoundParticipant) -> tuple[str, str]:
     return ("working", "running") if one.subscribed else ("not connected", "waiting")
 
 
-def when(moment: Timestamp) -> str:
-    """Returns a time as an element, which the browser shows as the time that has passed; empty if it is not set."""
+def when(moment: Timestamp, shown: str = "ago") -> str:
+    """Returns a time as an element, which the browser shows as the time from now; empty if it is not set.
+
+    Args:
+        moment: The time.
+        shown: "until" for a forecast, which is never in the past.
+    """
     if not (moment.seconds or moment.nanos):
         return Markup("")
     try:
-        time = datetime.fromtimestamp(moment.seconds, UTC)
+        return _element(datetime.fromtimestamp(moment.seconds, UTC), shown)
     except (OverflowError, ValueError, OSError):
         return Markup("?")
+
+
+def with_times(text: str) -> str:
+    """Returns a text of the server with the times in it as elements, which the browser shows in its own time zone."""
+    # The parts with odd numbers are those that match.
+    parts = _TIME.split(text)
+    return Markup("").join(_clock(part) if index % 2 else escape(safe(part)) for index, part in enumerate(parts))
+
+
+def _clock(text: str) -> Markup:
+    try:
+        return _element(datetime.fromisoformat(text), "clock")
+    except ValueError:
+        return escape(text)
+
+
+def _element(time: datetime, shown: str) -> Markup:
     text = f"{time:%Y-%m-%d %H:%M:%S} UTC"
-    return Markup('<time datetime="{}" title="{}" data-ago>{}</time>').format(time.isoformat(), text, text)
+    element = Markup('<time datetime="{}" title="{}" data-shown="{}">{}</time>')
+    return element.format(time.isoformat(), text, shown, text)
 
 
 def seconds_between(begin: Timestamp, end: Timestamp) -> float | None:
@@ -156,6 +182,12 @@ def role_text(user: User) -> str:
     return Role.Name(user.role).removeprefix("ROLE_").lower()
 
 
+def attributes_text(attributes: Mapping[str, str]) -> str:
+    """Returns what a participant says of itself, what it chose itself first."""
+    names = sorted(attributes, key=lambda name: (name in _SDK_ATTRIBUTES, name))
+    return ", ".join(f"{name} {attributes[name]}" for name in names)
+
+
 def lines(text: str) -> Iterator[str]:
     """Yields the lines of a text that somebody wrote, so that its line breaks stay."""
     yield from text.splitlines()
@@ -180,6 +212,7 @@ def safe(value: Any) -> Any:
 
 
 FILTERS = {
+    "attributes_text": attributes_text,
     "duration": duration,
     "figure": figure,
     "length_of": length,
@@ -194,4 +227,5 @@ FILTERS = {
     "training_state": training_state,
     "union": union,
     "when": when,
+    "with_times": with_times,
 }

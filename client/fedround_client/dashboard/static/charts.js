@@ -56,8 +56,8 @@
       this.data = data;
       this.names = names;
       const last = data.x.length - 1;
-      this.head.replaceChildren(element("h3", "", data.title), element("span", "muted small", data.subtitle));
-      if (names.length === 1) this.head.append(element("span", "latest figure", value(data.series[names[0]][last], data.unit)));
+      const latest = names.length === 1 ? value(data.series[names[0]][last], data.unit) : "";
+      this.head.replaceChildren(element("h3", "", data.title), element("span", "latest figure", latest), element("p", "muted small", data.subtitle));
       this.plot.setAttribute("aria-label", `Chart of ${data.title}, ${data.subtitle}. Read its values with the arrow keys.`);
       this.keys.replaceChildren(...(names.length > 1 ? names.map((name, index) => {
         const key = element("span");
@@ -80,7 +80,7 @@
         scales: { x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) } },
         axes: [
           { ...axis, size: 30, grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 1e4, 2e4, 5e4, 1e5, 1e6] },
-          { ...axis, size: 52, values: (u, ticks) => ticks.map((tick) => format.format(tick)) },
+          { ...axis, size: 44, values: (u, ticks) => ticks.map((tick) => format.format(tick)) },
         ],
         series: [{}, ...this.names.map((name, index) => ({
           label: name, stroke: colour(this.root, `s${index + 1}`), width: 2, spanGaps: true,

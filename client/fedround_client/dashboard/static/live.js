@@ -11,11 +11,23 @@
     return `${Math.floor(seconds / size)} ${unit}`;
   }
 
+  function ago(seconds) {
+    if (Math.abs(seconds) < 1) return "now";
+    return seconds > 0 ? `${span(seconds)} ago` : `in ${span(-seconds)}`;
+  }
+
+  function clock(moment) {
+    const date = new Date(moment);
+    const isToday = date.toDateString() === new Date().toDateString();
+    return isToday ? date.toLocaleTimeString() : date.toLocaleString();
+  }
+
   function passTimes(root) {
     const now = Date.now();
-    for (const time of root.querySelectorAll("time[data-ago]")) {
-      const seconds = (now - Date.parse(time.dateTime)) / 1000;
-      const text = seconds >= 0 ? `${span(seconds)} ago` : `in ${span(-seconds)}`;
+    for (const time of root.querySelectorAll("time[data-shown]")) {
+      const moment = Date.parse(time.dateTime);
+      const text = time.dataset.shown === "clock" ? clock(moment)
+        : ago((time.dataset.shown === "until" ? Math.min(now - moment, 0) : now - moment) / 1000);
       if (time.textContent !== text) time.textContent = text;
     }
   }
