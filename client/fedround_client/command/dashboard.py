@@ -52,7 +52,7 @@ def dashboard(
     import time
 
     from fedround_client.dashboard.app import Dashboard
-    from fedround_client.dashboard.server import bind, serve
+    from fedround_client.dashboard.server import bind, make_server
     from fedround_client.dashboard.settings import Settings, allowed_hosts, is_loopback, parse_listen
     from fedround_client.dashboard.sign_in import OperatorLink, link_path
 
@@ -104,4 +104,4 @@ def dashboard(
             if open_:
                 webbrowser.open(address if link is None else address + link_path(link)[1:])
 
-        serve(Dashboard(settings, link), settings, listener, ready)
+        make_server(Dashboard(settings, link), settings, ready).run(sockets=[listener])

@@ -10,13 +10,13 @@ from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
 from fedround_client.dashboard.charts import ReportMemory, charts_of
-from fedround_client.dashboard.feed import Feeds, Live
+from fedround_client.dashboard.feed import Feeds, Live, event
 from fedround_client.dashboard.guard import Guard
 from fedround_client.dashboard.pages import Pages, live_trainings
 from fedround_client.dashboard.reader import Reader
@@ -131,10 +131,10 @@ class Dashboard:
         """Returns the stream of the live parts of a page."""
         session = self._web.session_of(request, is_used=False)
         if session is None:
-            return PlainTextResponse("Sign in.\n", 401)
+            return _message("signed-out")
         account = session.account
         if self.feeds.is_full(account, training_id):
-            return PlainTextResponse("Too many pages are open.\n", 429)
+            return _message("busy")
         messages = self.feeds.stream(
             account, training_id, partial(render, Reader(account)), partial(self.sessions.is_alive, session)
         )
@@ -150,3 +150,8 @@ class _Static(StaticFiles):
         response = await super().get_response(path, scope)
         response.headers["Cache-Control"] = "no-cache"
         return response
+
+
+def _message(name: str) -> Response:
+    """Returns a stream of one message: a page cannot read the status of an answer to its EventSource."""
+    return Response(event(name), media_type="text/event-stream")

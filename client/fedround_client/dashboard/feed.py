@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from starlette.concurrency import run_in_threadpool
 
@@ -195,7 +196,7 @@ async def _messages(feed: Feed, is_alive: Callable[[], bool]) -> AsyncIterator[b
     while True:
         newest = await feed.next(version, MOST_SECONDS)
         if not is_alive() or isinstance(feed.error, Unauthenticated):
-            yield _event("signed-out", {})
+            yield event("signed-out")
             return
         if newest == version:
             yield b": still here\n\n"
@@ -207,11 +208,12 @@ async def _messages(feed: Feed, is_alive: Callable[[], bool]) -> AsyncIterator[b
         sent.update(changed)
         problem = "" if feed.error is None else feed.error.message
         body = {"fragments": changed, "stamps": live.stamps, "says": live.says, "problem": problem, "gone": gone}
-        yield _event("live", body)
+        yield event("live", body)
         if live.is_over or gone:
-            yield _event("over", {})
+            yield event("over")
             return
 
 
-def _event(name: str, body: Mapping[str, object]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(body)}\n\n".encode()
+def event(name: str, body: Mapping[str, object] = MappingProxyType({})) -> bytes:
+    """Returns a server-sent event."""
+    return f"event: {name}\ndata: {json.dumps(dict(body))}\n\n".encode()

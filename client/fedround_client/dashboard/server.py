@@ -15,13 +15,12 @@ GRACE_SECONDS = 1
 MAX_CONNECTIONS = 2000
 
 
-def serve(dashboard: Dashboard, settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serves a dashboard until it is interrupted.
+def make_server(dashboard: Dashboard, settings: Settings, ready: Callable[[], None]) -> uvicorn.Server:
+    """Returns the HTTP server of a dashboard; `run(sockets=[...])` serves until it is interrupted.
 
     Args:
         dashboard: The dashboard.
         settings: Its settings.
-        listener: A socket that is bound.
         ready: Called once requests are accepted.
     """
     certificate, key = settings.certificate or (None, None)
@@ -39,8 +38,7 @@ def serve(dashboard: Dashboard, settings: Settings, listener: socket.socket, rea
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    server = _Server(config, ready)
-    server.run(sockets=[listener])
+    return _Server(config, ready)
 
 
 class _Server(uvicorn.Server):

@@ -79,7 +79,7 @@
         legend: { show: false },
         scales: { x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) } },
         axes: [
-          { ...axis, size: 30, grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 1e4, 2e4, 5e4, 1e5, 1e6] },
+          { ...axis, size: 30, grid: { show: false }, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 2000, 5000, 1e4, 2e4, 5e4, 1e5, 1e6] },
           { ...axis, size: 44, values: (u, ticks) => ticks.map((tick) => format.format(tick)) },
         ],
         series: [{}, ...this.names.map((name, index) => ({

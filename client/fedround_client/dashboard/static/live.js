@@ -130,6 +130,11 @@
       close();
       location.reload();
     });
+    source.addEventListener("busy", () => {
+      close();
+      connection("off", "Too many pages are open");
+      retry = setTimeout(open, RETRY_MS);
+    });
     source.addEventListener("over", () => {
       isOver = true;
       close();
