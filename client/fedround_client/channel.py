@@ -20,7 +20,7 @@ _IDEMPOTENT = {
     # These have a request_id.
     "ControlService": ("StopTraining", "PauseTraining", "ResumeTraining", "UpdateConfig"),
     "ModelService": ("GetModel", "GetModels", "GetModelVersions", "TagModelVersion", "GetMetrics"),
-    "RoundService": ("GetUpload", "ReportFailure", "GetRound"),
+    "RoundService": ("GetUpload", "ReportFailure", "GetRound", "GetRounds"),
     "InferenceService": ("Predict",),
 }
 

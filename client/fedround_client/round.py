@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedround.v1.round_pb2 import (
+    ROUND_VIEW_FULL,
+    ROUND_VIEW_SUMMARY,
     DownloadAssignedModelRequest,
     DownloadControlRequest,
     GetRoundRequest,
+    GetRoundsRequest,
     ReportFailureRequest,
     Round,
+    RoundParticipant,
     SubmitMetricsRequest,
     SubmitUpdateRequest,
     UpdateReceipt,
@@ -33,21 +37,62 @@ class RoundCalls:
 
     _rpc: Rpc
 
-    def get_round(self, training_id: str, number: int | None = None) -> Round:
+    def get_round(self, training_id: str, number: int | None = None, *, summary: bool = False) -> Round:
         """Returns the state of a round: which participants are missing, and which rule keeps it open.
 
-        Participants of a round that is done have a `report`: what the aggregation found out about their update.
+        Of its participants it has the first 1000 at most, failed and missing ones first; `round_participants` iterates
+        over all. Participants of a round that is done have a `report`: what the aggregation found out about their
+        update.
 
         Args:
-            training_id: UUID of a training of yours.
+            training_id: UUID of a training of yours; for a viewer, of any training.
             number: Number of the round, from 0; None for the current one.
+            summary: Whether to leave out what is known of single participants, and the forecast. That is cheap, however
+                many there are.
+
+        Raises:
+            TrainingNotFound: You have no such training.
+            NotActor: You are a participant of the training, not its actor.
+        """
+        view = ROUND_VIEW_SUMMARY if summary else ROUND_VIEW_FULL
+        request = GetRoundRequest(training_id=training_id, round=number, view=view)
+        return self._rpc.unary(self._rpc.rounds.GetRound, request).round
+
+    def round_participants(self, training_id: str, number: int | None = None) -> Iterator[RoundParticipant]:
+        """Iterates over the participants of a round; fetches them page by page.
+
+        Those that failed come first, then others with a missing update or report, then the rest; each group by name.
+        A participant that submits or fails meanwhile keeps its place. It may be there twice if its failure is withdrawn
+        meanwhile, and not at all if its update is lost (the event `update_lost`).
+
+        Args:
+            training_id: UUID of a training of yours; for a viewer, of any training.
+            number: Number of the round, from 0; None for the one that is current at the first page.
 
         Raises:
             TrainingNotFound: You have no such training.
             NotActor: You are a participant of the training, not its actor.
         """
         request = GetRoundRequest(training_id=training_id, round=number)
-        return self._rpc.unary(self._rpc.rounds.GetRound, request).round
+        while True:
+            page = self._rpc.unary(self._rpc.rounds.GetRound, request)
+            yield from page.round.participants
+            if not page.next_page_token:
+                return
+            request.round, request.page_token = page.round.number, page.next_page_token
+
+    def rounds(self, training_id: str) -> Iterator[Round]:
+        """Iterates over the rounds of a training, the latest first, as summaries; fetches them page by page.
+
+        Args:
+            training_id: UUID of a training of yours; for a viewer, of any training.
+
+        Raises:
+            TrainingNotFound: You have no such training.
+            NotActor: You are a participant of the training, not its actor.
+        """
+        for page in self._rpc.pages(self._rpc.rounds.GetRounds, GetRoundsRequest(training_id=training_id)):
+            yield from page.rounds
 
     def download_assigned_model(
         self,

@@ -45,7 +45,7 @@ ASK_SECONDS = 5.0
 MAX_NAMES = 10
 """How many missing participants an error names."""
 
-TrainingRoleName: TypeAlias = Literal["ACTOR", "CLIENT"]
+TrainingRoleName: TypeAlias = Literal["ACTOR", "CLIENT", "VIEWER"]
 
 
 class TrainingCalls:
@@ -235,7 +235,7 @@ class TrainingCalls:
         return self._rpc.unary(self._rpc.trainings.StartTraining, request).training
 
     def get_training(self, training_id: str) -> Training:
-        """Returns a training that you created or participate in.
+        """Returns a training that you created or participate in; a viewer any.
 
         Raises:
             TrainingNotFound: You have no such training.
@@ -243,13 +243,19 @@ class TrainingCalls:
         request = training_pb2.GetTrainingRequest(training_id=training_id)
         return self._rpc.unary(self._rpc.trainings.GetTraining, request).training
 
-    def trainings(self, role: TrainingRoleName = "ACTOR") -> Iterator[Training]:
+    def trainings(self, role: TrainingRoleName | None = None) -> Iterator[Training]:
         """Iterates over your trainings, the newest first; fetches them page by page.
 
         Args:
-            role: "ACTOR" for those that you created, "CLIENT" for those that you participate in.
+            role: "ACTOR" for those that you created, "CLIENT" for those that you participate in, "VIEWER" for all of
+                the server; None for "VIEWER" if you are a viewer, else for "ACTOR".
+
+        Raises:
+            RoleRequired: You ask for those of all users, and are no viewer.
         """
-        request = training_pb2.GetTrainingsRequest(role=training_pb2.TrainingRole.Value(f"TRAINING_ROLE_{role}"))
+        request = training_pb2.GetTrainingsRequest(
+            role=training_pb2.TrainingRole.Value(f"TRAINING_ROLE_{role or 'UNSPECIFIED'}")
+        )
         for page in self._rpc.pages(self._rpc.trainings.GetTrainings, request):
             yield from page.trainings
 

@@ -12,7 +12,7 @@ from fedround_client.rpc import Rpc, duration
 MAX_CREATED = 1000
 """How many users one call creates."""
 
-RoleName: TypeAlias = Literal["ADMIN", "ACTOR", "CLIENT"]
+RoleName: TypeAlias = Literal["ADMIN", "ACTOR", "CLIENT", "VIEWER"]
 
 
 class UserCalls:

@@ -12,22 +12,29 @@ import pytest
 from contracts.world import World
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.subscription import Heartbeat, Subscriptions
-from fedround_server.domain.event import Event, RoundClosed, RoundStarted, TrainingStarted, UpdateAccepted
+from fedround_server.domain.event import (
+    Event,
+    RoundClosed,
+    RoundStarted,
+    TrainingRemoved,
+    TrainingStarted,
+    UpdateAccepted,
+)
 from fedround_server.domain.limits import Limits
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 from fedround_server.store.db.group_commit import Call, Transactions
-from fedround_server.wakeups import Hub, for_actor
+from fedround_server.wakeups import NEW_TRAINING, Hub, for_actor
 
 NOTHING: Any = None
 
 
 class Verbs:
-    """The store's verbs about events; records each call."""
+    """The store's verbs of a noun; records each call."""
 
-    def __init__(self, verbs: Any) -> None:
-        self.calls: list[str] = []
+    def __init__(self, verbs: Any, calls: list[str]) -> None:
+        self.calls = calls
         self._verbs = verbs
 
     def __getattr__(self, name: str) -> Any:
@@ -41,12 +48,15 @@ class Verbs:
 class Listener:
     """A subscription, and what came over it."""
 
-    def __init__(self, store: Store, hub: Hub, user: str, training_id: str | None, heartbeat: timedelta) -> None:
-        self.verbs = Verbs(store.events)
-        store_of_verbs: Any = SimpleNamespace(events=self.verbs)
+    def __init__(
+        self, store: Store, hub: Hub, user: str, training_id: str | None, heartbeat: timedelta, *, is_viewer: bool
+    ) -> None:
+        self.verbs = Verbs(store.events, [])
+        store_of_verbs: Any = SimpleNamespace(events=self.verbs, viewers=Verbs(store.viewers, self.verbs.calls))
         context = Context(store_of_verbs, NOTHING, NOTHING, hub, NOTHING, Limits(heartbeat=heartbeat))
         self.sent: asyncio.Queue[Any] = asyncio.Queue()
-        following = Subscriptions(context).follow(user, training_id, {}, self.sent.put, self._greet)
+        subscriptions = Subscriptions(context)
+        following = subscriptions.follow(user, training_id, {}, self.sent.put, self._greet, is_viewer=is_viewer)
         self.task = asyncio.create_task(following)
 
     async def _greet(self) -> None:
@@ -77,8 +87,14 @@ def hub() -> Hub:
 async def listen(store: Store, hub: Hub) -> AsyncIterator[Listen]:
     made: list[Listener] = []
 
-    def make(user: str, training_id: str | None = None, heartbeat: timedelta = timedelta(hours=1)) -> Listener:
-        made.append(Listener(store, hub, user, training_id, heartbeat))
+    def make(
+        user: str,
+        training_id: str | None = None,
+        heartbeat: timedelta = timedelta(hours=1),
+        *,
+        is_viewer: bool = False,
+    ) -> Listener:
+        made.append(Listener(store, hub, user, training_id, heartbeat, is_viewer=is_viewer))
         return made[-1]
 
     yield make
@@ -143,6 +159,33 @@ async def test_a_wake_up_is_about_one_training_however_many_there_are(
     hub.notify(actor)
     assert isinstance(await listener.next(), UpdateAccepted)
     assert listener.verbs.calls == ["open_views", "poll"]
+
+
+async def test_a_viewer_reads_once_for_a_wake_up_however_many_trainings_there_are(
+    store: Store, world: World, hub: Hub, listen: Listen
+) -> None:
+    running = [await world.running(2) for _ in range(3)]
+    listener = listen(await world.user(Role.VIEWER), is_viewer=True)
+    for _ in running:
+        assert isinstance(await listener.next(), RoundStarted)
+    await waiting(hub, NEW_TRAINING)
+    listener.verbs.calls.clear()
+    _, clients, first = running[0]
+    await world.submit(first.training_id, 0, clients[0])
+    hub.notify(for_actor(first.training_id))
+    assert isinstance(await listener.next(), UpdateAccepted)
+    assert listener.verbs.calls == ["poll"]
+    listener.verbs.calls.clear()
+    later, _, made = await world.running(1)
+    hub.notify(later, NEW_TRAINING)
+    assert isinstance(await listener.next(), TrainingStarted)
+    assert isinstance(await listener.next(), RoundStarted)
+    assert listener.verbs.calls[0] == "open_views"
+    # What happens in it from now on wakes the viewer, too.
+    await waiting(hub, NEW_TRAINING)
+    await store.trainings.remove(made.training_id, later, force=True, now=world.now)
+    hub.notify(made.training_id)
+    assert isinstance(await listener.next(), TrainingRemoved)
 
 
 @pytest.mark.parametrize("everything", [True, False])

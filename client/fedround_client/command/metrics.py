@@ -10,6 +10,7 @@ import typer
 
 from fedround.v1.event_pb2 import RoundKind
 from fedround.v1.model_pb2 import MetricReport, MetricSpread
+from fedround_client.client import Client
 from fedround_client.command import names
 from fedround_client.command.output import (
     Columns,
@@ -80,8 +81,13 @@ def metrics(
             _show_spreads(list(_spreads(one for one in found if not one.reporter_id)), form)
             return
         reports = [report for report in found if by_reporter or not report.reporter_id]
-        reporters = names.user_names(client) if by_reporter and form is not TableFormat.JSON else None
+        reporters = _reporters(client, reports) if by_reporter and form is not TableFormat.JSON else None
     show_reports(reports, form, reporters)
+
+
+def _reporters(client: Client, reports: Collection[MetricReport]) -> dict[str, str]:
+    ids = {report.reporter_id for report in reports} - {""}
+    return names.participant_names(client, next(report.training_id for report in reports), ids) if ids else {}
 
 
 def show_reports(

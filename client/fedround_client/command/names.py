@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Annotated, NamedTuple, NoReturn, TypeAlias
@@ -83,6 +83,18 @@ def user_names(client: Client) -> dict[str, str]:
     return {}
 
 
+def participant_names(client: Client, training_id: str, user_ids: Collection[str]) -> dict[str, str]:
+    """Returns the names of users of a training that the caller may see, by id.
+
+    A viewer lists no users, but sees who takes part in the training's current round.
+    """
+    known = user_names(client)
+    if not known.keys() >= set(user_ids):
+        with suppress(FedroundError):
+            known |= {one.user_id: one.name for one in client.round_participants(training_id)}
+    return known
+
+
 def _resolve(text: str, candidates: Iterable[Candidate], noun: str, not_found: type[FedroundError]) -> str:
     if _ID.fullmatch(text):
         return text
@@ -115,15 +127,20 @@ def _fail_ambiguous(text: str, noun: str, found: Sequence[Candidate]) -> NoRetur
 
 
 def _trainings(client: Client) -> Iterator[Candidate]:
-    for training in client.trainings("ACTOR"):
+    for training in client.trainings():
         yield Candidate(training.training_id, training.spec.name)
     for training in client.trainings("CLIENT"):
         yield Candidate(training.training_id, training.spec.name)
 
 
 def _models(client: Client) -> Iterator[Candidate]:
-    for model in client.models():
-        yield Candidate(model.model_id, model.name)
+    try:
+        for model in client.models():
+            yield Candidate(model.model_id, model.name)
+    except RoleRequired:
+        # A viewer has no models, and reads those of all trainings.
+        for training in client.trainings():
+            yield Candidate(training.model_id, training.spec.name)
     # A participant may read the model of its training, which has another owner.
     for training in client.trainings("CLIENT"):
         yield Candidate(training.model_id, training.spec.name)

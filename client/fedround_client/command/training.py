@@ -17,6 +17,7 @@ from fedround_client.command import (
     training_create,
     training_replay,
     training_round,
+    training_rounds,
 )
 from fedround_client.command.event_lines import EventLines
 from fedround_client.command.live import live_messages
@@ -41,6 +42,7 @@ app = typer.Typer(no_args_is_help=True, help="Create, start, watch and remove tr
 app.add_typer(training_clients.app, name="clients")
 app.command("create")(training_create.create)
 app.command("round")(training_round.round_)
+app.command("rounds")(training_rounds.rounds)
 app.command("replay")(training_replay.replay)
 for _branches in (training_branches.contributions, training_branches.shadows, training_branches.evaluate):
     app.command()(_branches)
@@ -53,6 +55,7 @@ class TrainingRoleChoice(StrEnum):
 
     ACTOR = "ACTOR"
     CLIENT = "CLIENT"
+    VIEWER = "VIEWER"
 
 
 _COLUMNS: Columns[Training] = {
@@ -69,6 +72,8 @@ _COLUMNS: Columns[Training] = {
     "CREATED": lambda training: when(training.create_time),
 }
 
+_ACTOR: Columns[Training] = {"ACTOR": lambda training: training.actor_name}
+
 
 @app.command()
 def start(context: typer.Context, training: names.Training, form: FormatOption = Format.TABLE) -> None:
@@ -81,14 +86,19 @@ def start(context: typer.Context, training: names.Training, form: FormatOption =
 def list_(
     context: typer.Context,
     role: Annotated[
-        TrainingRoleChoice,
-        typer.Option(case_sensitive=False, help="Those that you created, or participate in."),
-    ] = TrainingRoleChoice.ACTOR,
+        TrainingRoleChoice | None,
+        typer.Option(
+            case_sensitive=False,
+            help="Those that you created, or participate in, or all; by default all for a viewer, else your own.",
+        ),
+    ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """List your trainings, the newest first."""
+    """List your trainings, the newest first; as a viewer all trainings, with their actors."""
     with client_of(context) as client:
-        show_all(client.trainings(role.value), _COLUMNS, form)
+        found = list(client.trainings(None if role is None else role.value))
+    several = len({training.actor_id for training in found}) > 1
+    show_all(found, {**_COLUMNS, **(_ACTOR if several else {})}, form)
 
 
 @app.command("show")
@@ -103,7 +113,8 @@ def show_(context: typer.Context, training: names.Training, form: FormatOption =
         if current is not None:
             known = {one.user_id: one.name for one in current.participants}
         else:
-            known = names.user_names(client) if form is Format.TABLE and found.participant_ids else {}
+            ids = found.participant_ids if form is Format.TABLE else ()
+            known = names.participant_names(client, found.training_id, ids) if ids else {}
     show_training(found, form, current=current, names=known)
 
 

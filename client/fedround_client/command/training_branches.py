@@ -153,7 +153,7 @@ def _participants(client: Client, training: Training) -> dict[str, _Participant]
             one = found.setdefault(update.user_id, _Participant(update.user_name))
             one.rounds += 1
             one.examples += update.num_examples
-        for member in client.get_round(training.training_id, origin.round).participants:
+        for member in client.round_participants(training.training_id, origin.round):
             if member.user_id in found and member.report.HasField("share"):
                 found[member.user_id].shares.append(member.report.share)
             if member.user_id in found and member.report.HasField("cosine"):

@@ -85,6 +85,10 @@ def round_(
     with client_of(context) as client:
         training_id = names.training_id(client, training)
         found = client.get_round(training_id, None if number is None else number - 1)
+        if len(found.participants) < found.num_participants:
+            participants = list(client.round_participants(training_id, found.number))
+            del found.participants[:]
+            found.participants.extend(participants)
         if form is Format.JSON:
             show(found, form)
             return

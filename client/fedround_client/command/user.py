@@ -36,6 +36,7 @@ class RoleChoice(StrEnum):
     CLIENT = "CLIENT"
     ACTOR = "ACTOR"
     ADMIN = "ADMIN"
+    VIEWER = "VIEWER"
 
 
 def _positive(hours: float | None) -> float | None:

@@ -85,7 +85,7 @@ class AuditServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetContributions(self, request, context):
-        """Lists the updates that made a version of a model. For the model's owner.
+        """Lists the updates that made a version of a model. For the model's owner; and for viewers, if a training made it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

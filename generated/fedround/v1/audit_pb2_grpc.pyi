@@ -41,7 +41,7 @@ class AuditServiceStub:
     GetAuditHead: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditHeadRequest, _audit_pb2.GetAuditHeadResponse]
     """Returns the head of the chain. Save it elsewhere, to verify the chain against it later. Admins only."""
     GetContributions: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetContributionsRequest, _audit_pb2.GetContributionsResponse]
-    """Lists the updates that made a version of a model. For the model's owner."""
+    """Lists the updates that made a version of a model. For the model's owner; and for viewers, if a training made it."""
     ReplayRound: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ReplayRoundRequest, _audit_pb2.ReplayRoundResponse]
     """Computes the version that a round has made once more, from its updates, and compares it with what is recorded; or
     computes what the round would have made without some of its participants. Nothing is stored. For the training's actor.
@@ -66,7 +66,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     GetAuditHead: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditHeadRequest, _audit_pb2.GetAuditHeadResponse]  # type: ignore[assignment]
     """Returns the head of the chain. Save it elsewhere, to verify the chain against it later. Admins only."""
     GetContributions: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetContributionsRequest, _audit_pb2.GetContributionsResponse]  # type: ignore[assignment]
-    """Lists the updates that made a version of a model. For the model's owner."""
+    """Lists the updates that made a version of a model. For the model's owner; and for viewers, if a training made it."""
     ReplayRound: _aio.UnaryUnaryMultiCallable[_audit_pb2.ReplayRoundRequest, _audit_pb2.ReplayRoundResponse]  # type: ignore[assignment]
     """Computes the version that a round has made once more, from its updates, and compares it with what is recorded; or
     computes what the round would have made without some of its participants. Nothing is stored. For the training's actor.
@@ -106,7 +106,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.GetContributionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetContributionsResponse, _abc.Awaitable[_audit_pb2.GetContributionsResponse]]:
-        """Lists the updates that made a version of a model. For the model's owner."""
+        """Lists the updates that made a version of a model. For the model's owner; and for viewers, if a training made it."""
 
     @_abc_1.abstractmethod
     def ReplayRound(

@@ -90,7 +90,7 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Returns one model of the caller, or of a training that the caller takes part in.
+        """Returns one model of the caller, or of a training that the caller takes part in; to a viewer, of any training.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,7 +133,7 @@ class ModelServiceServicer(object):
 
     def GetMetrics(self, request, context):
         """Lists the metrics reported for a model, by round. A participant sees its own values, and the aggregated values of
-        the training's metric_names.
+        the training's metric_names; a viewer sees what the owner sees.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

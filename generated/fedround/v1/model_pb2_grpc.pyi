@@ -38,7 +38,7 @@ class ModelServiceStub:
     chunk.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
-    """Returns one model of the caller, or of a training that the caller takes part in."""
+    """Returns one model of the caller, or of a training that the caller takes part in; to a viewer, of any training."""
     GetModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelsRequest, _model_pb2.GetModelsResponse]
     """Lists the caller's models, the newest first."""
     GetModelVersions: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelVersionsRequest, _model_pb2.GetModelVersionsResponse]
@@ -51,7 +51,7 @@ class ModelServiceStub:
     """Removes a model with all versions. Fails while a training that has not ended needs the model."""
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetMetricsRequest, _model_pb2.GetMetricsResponse]
     """Lists the metrics reported for a model, by round. A participant sees its own values, and the aggregated values of
-    the training's metric_names.
+    the training's metric_names; a viewer sees what the owner sees.
     """
 
 @_typing.type_check_only
@@ -64,7 +64,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     chunk.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Returns one model of the caller, or of a training that the caller takes part in."""
+    """Returns one model of the caller, or of a training that the caller takes part in; to a viewer, of any training."""
     GetModels: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelsRequest, _model_pb2.GetModelsResponse]  # type: ignore[assignment]
     """Lists the caller's models, the newest first."""
     GetModelVersions: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelVersionsRequest, _model_pb2.GetModelVersionsResponse]  # type: ignore[assignment]
@@ -77,7 +77,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Removes a model with all versions. Fails while a training that has not ended needs the model."""
     GetMetrics: _aio.UnaryUnaryMultiCallable[_model_pb2.GetMetricsRequest, _model_pb2.GetMetricsResponse]  # type: ignore[assignment]
     """Lists the metrics reported for a model, by round. A participant sees its own values, and the aggregated values of
-    the training's metric_names.
+    the training's metric_names; a viewer sees what the owner sees.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -99,7 +99,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.GetModelResponse, _abc.Awaitable[_model_pb2.GetModelResponse]]:
-        """Returns one model of the caller, or of a training that the caller takes part in."""
+        """Returns one model of the caller, or of a training that the caller takes part in; to a viewer, of any training."""
 
     @_abc_1.abstractmethod
     def GetModels(
@@ -148,7 +148,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.GetMetricsResponse, _abc.Awaitable[_model_pb2.GetMetricsResponse]]:
         """Lists the metrics reported for a model, by round. A participant sees its own values, and the aggregated values of
-        the training's metric_names.
+        the training's metric_names; a viewer sees what the owner sees.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -109,8 +109,8 @@ class _RoundViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundView.V
     ROUND_VIEW_FULL: _RoundView.ValueType  # 1
     """Everything, with a page of the participants."""
     ROUND_VIEW_SUMMARY: _RoundView.ValueType  # 2
-    """Everything but participants, not_connected, rejected_updates and forecast_end_time. It takes the same time however
-    many participants the round has.
+    """Everything but participants, not_connected, rejected_updates and forecast_end_time. It takes a constant number of
+    queries, and reads nothing about single participants but whether they are connected.
     """
 
 class RoundView(_RoundView, metaclass=_RoundViewEnumTypeWrapper):
@@ -121,8 +121,8 @@ ROUND_VIEW_UNSPECIFIED: RoundView.ValueType  # 0
 ROUND_VIEW_FULL: RoundView.ValueType  # 1
 """Everything, with a page of the participants."""
 ROUND_VIEW_SUMMARY: RoundView.ValueType  # 2
-"""Everything but participants, not_connected, rejected_updates and forecast_end_time. It takes the same time however
-many participants the round has.
+"""Everything but participants, not_connected, rejected_updates and forecast_end_time. It takes a constant number of
+queries, and reads nothing about single participants but whether they are connected.
 """
 Global___RoundView: _TypeAlias = RoundView  # noqa: Y015
 
@@ -383,7 +383,8 @@ class SubscribeRequest(_message.Message):
     session_id: _builtins.str
     """UUID that a program chooses when it starts, if it takes part in rounds: of the sessions of a user, one at a time can
     take part in a training, and another one gets ALREADY_PARTICIPATING. A subscription that replaces a lost one sends
-    the same id. Empty to watch only; such subscriptions are independent of each other.
+    the same id. Empty to watch only; such subscriptions are independent of each other. Viewers take part in no round:
+    theirs must be empty.
     """
     @_builtins.property
     def resume_after_sequence(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
@@ -1062,7 +1063,11 @@ class Round(_message.Message):
     """Registered participants, connected or not."""
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundParticipant]:
-        """The cohort, a page of it: those that failed first, then others with a missing update or report, then the rest."""
+        """The cohort, a page of it: those that failed first, then others with a missing update or report, then the rest; each
+        group by name. The groups are those at the time of the first page, so that a participant that submits or fails
+        between two pages is on one of them, with its present values. One whose failure is withdrawn meanwhile may be on
+        two, one whose update is lost (update_lost) on none.
+        """
 
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp:
@@ -1079,7 +1084,8 @@ class Round(_message.Message):
     @_builtins.property
     def forecast_end_time(self) -> _timestamp_pb2.Timestamp:
         """When this attempt will probably end: when enough updates or reports are expected, or at its deadline. Unset if
-        too few of the missing participants have a history in rounds of this kind in this training.
+        too few of the missing participants have a history in rounds of this kind in this training, and on pages of
+        participants other than the first.
         """
 
     @_builtins.property

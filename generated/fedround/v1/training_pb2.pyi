@@ -1123,7 +1123,8 @@ class GetTrainingsRequest(_message.Message):
     """The next_page_token of the previous page; empty for the first page."""
     role: Global___TrainingRole.ValueType
     """The trainings that the caller created (ACTOR, the default), or takes part in (CLIENT), or all of them (VIEWER, the
-    default for a viewer).
+    default for a viewer). VIEWER by a caller without that role is ROLE_REQUIRED; a viewer has neither created a
+    training nor takes part in one.
     """
     def __init__(
         self,

@@ -88,14 +88,14 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetTraining(self, request, context):
-        """Returns one training that the caller created or takes part in.
+        """Returns one training that the caller created or takes part in; to a viewer any, as its actor sees it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTrainings(self, request, context):
-        """Lists the caller's trainings, the newest first.
+        """Lists the caller's trainings, or for a viewer all of the server, the newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,9 +41,9 @@ class TrainingServiceStub:
     fails, it leaves neither a training nor a model behind.
     """
     GetTraining: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetTrainingRequest, _training_pb2.GetTrainingResponse]
-    """Returns one training that the caller created or takes part in."""
+    """Returns one training that the caller created or takes part in; to a viewer any, as its actor sees it."""
     GetTrainings: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetTrainingsRequest, _training_pb2.GetTrainingsResponse]
-    """Lists the caller's trainings, the newest first."""
+    """Lists the caller's trainings, or for a viewer all of the server, the newest first."""
     RegisterClients: _grpc.UnaryUnaryMultiCallable[_training_pb2.RegisterClientsRequest, _training_pb2.RegisterClientsResponse]
     """Registers clients as participants. Before the start, they take part from round 0; afterwards from the next round,
     or from the next attempt of the open round. The ids are a set, so duplicates are allowed. If any id is unknown,
@@ -76,9 +76,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     fails, it leaves neither a training nor a model behind.
     """
     GetTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.GetTrainingRequest, _training_pb2.GetTrainingResponse]  # type: ignore[assignment]
-    """Returns one training that the caller created or takes part in."""
+    """Returns one training that the caller created or takes part in; to a viewer any, as its actor sees it."""
     GetTrainings: _aio.UnaryUnaryMultiCallable[_training_pb2.GetTrainingsRequest, _training_pb2.GetTrainingsResponse]  # type: ignore[assignment]
-    """Lists the caller's trainings, the newest first."""
+    """Lists the caller's trainings, or for a viewer all of the server, the newest first."""
     RegisterClients: _aio.UnaryUnaryMultiCallable[_training_pb2.RegisterClientsRequest, _training_pb2.RegisterClientsResponse]  # type: ignore[assignment]
     """Registers clients as participants. Before the start, they take part from round 0; afterwards from the next round,
     or from the next attempt of the open round. The ids are a set, so duplicates are allowed. If any id is unknown,
@@ -120,7 +120,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.GetTrainingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.GetTrainingResponse, _abc.Awaitable[_training_pb2.GetTrainingResponse]]:
-        """Returns one training that the caller created or takes part in."""
+        """Returns one training that the caller created or takes part in; to a viewer any, as its actor sees it."""
 
     @_abc_1.abstractmethod
     def GetTrainings(
@@ -128,7 +128,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.GetTrainingsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.GetTrainingsResponse, _abc.Awaitable[_training_pb2.GetTrainingsResponse]]:
-        """Lists the caller's trainings, the newest first."""
+        """Lists the caller's trainings, or for a viewer all of the server, the newest first."""
 
     @_abc_1.abstractmethod
     def RegisterClients(

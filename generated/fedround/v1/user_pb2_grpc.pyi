@@ -43,7 +43,7 @@ class UserServiceStub:
     only.
     """
     GetUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.GetUserResponse]
-    """Returns one user. Clients may only request themselves."""
+    """Returns one user. Clients and viewers may only request themselves."""
     GetUsers: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetUsersRequest, _user_pb2.GetUsersResponse]
     """Lists users, sorted by name. For admins, and for actors that look for clients to register."""
     GetMyself: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetMyselfRequest, _user_pb2.GetMyselfResponse]
@@ -79,7 +79,7 @@ class UserServiceAsyncStub(UserServiceStub):
     only.
     """
     GetUser: _aio.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.GetUserResponse]  # type: ignore[assignment]
-    """Returns one user. Clients may only request themselves."""
+    """Returns one user. Clients and viewers may only request themselves."""
     GetUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.GetUsersRequest, _user_pb2.GetUsersResponse]  # type: ignore[assignment]
     """Lists users, sorted by name. For admins, and for actors that look for clients to register."""
     GetMyself: _aio.UnaryUnaryMultiCallable[_user_pb2.GetMyselfRequest, _user_pb2.GetMyselfResponse]  # type: ignore[assignment]
@@ -130,7 +130,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.GetUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.GetUserResponse, _abc.Awaitable[_user_pb2.GetUserResponse]]:
-        """Returns one user. Clients may only request themselves."""
+        """Returns one user. Clients and viewers may only request themselves."""
 
     @_abc_1.abstractmethod
     def GetUsers(

@@ -7,7 +7,7 @@ from fedround.v1 import event_pb2, round_pb2, round_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.served_files import ServedFile
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
-from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.errors import FieldInvalid, RoleRequired
 from fedround_server.domain.event import Event, ModelInfo
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
@@ -41,6 +41,8 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
             raise FieldInvalid("resume_after_sequence", "has a sequence beyond the end of any log")
         session_id = fields.parse_optional_id("session_id", request.session_id)
         attributes = fields.parse_attributes("attributes", request.attributes)
+        if caller().is_viewer and session_id is not None:
+            raise RoleRequired("a viewer takes part in no training: subscribe without session_id, which is for clients")
         subscriber = _Subscriber(context, self._encoder)
         await self._coordinator.subscriptions.follow(
             caller().user_id,

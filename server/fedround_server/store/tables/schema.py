@@ -185,13 +185,9 @@ class TrainingRow(Row):
         indexes = (
             (("actor_id", "request_id"), True),
             (("actor_id", "create_time"), False),
+            # A viewer lists the trainings of all users.
+            (("create_time", "training_id"), False),
         )
-
-
-# A viewer lists the trainings of all users.
-TrainingRow.add_index(
-    TrainingRow.create_time, TrainingRow.training_id, where=TrainingRow.remove_time.is_null(), name="training_listed"
-)
 
 
 class TrainingClientsRow(Row):
