@@ -15,7 +15,9 @@ from fedround.v1.training_pb2 import TRAINING_STATE_INITIAL, Training
 from fedround_client.command.aggregation import aggregation_text
 from fedround_client.command.config_options import config_text
 from fedround_client.dashboard.feed import Live
+from fedround_client.dashboard.participants import ParticipantMemory
 from fedround_client.dashboard.reader import MAX_FILTERED, ROWS, Reader, matches
+from fedround_client.dashboard.server_status import server_status
 from fedround_client.dashboard.steering import available_actions, done_text
 from fedround_client.dashboard.web import Visit, Web
 from fedround_client.dashboard.words import (
@@ -44,6 +46,7 @@ class Pages:
             web: What the pages share.
         """
         self._web = web
+        self._memory = ParticipantMemory()
 
     def trainings(self, visit: Visit) -> Response:
         """Returns the list of trainings."""
@@ -88,7 +91,7 @@ class Pages:
         shown = training.round if number is None else number
         if text or state in STATES:
             found = visit.read.round(training.training_id, shown, page_size=1).round
-            selected = _matching(visit.read, training.training_id, shown, text, state)
+            selected = self._matching(visit.read, training.training_id, shown, text, state)
             participants, is_cut = selected[:MAX_FILTERED], len(selected) > MAX_FILTERED
             following = ""
         else:
@@ -112,6 +115,15 @@ class Pages:
             states=STATES,
             columns=report_columns(participants),
         )
+
+    def _matching(self, reader: Reader, training_id: str, number: int, text: str, state: str) -> list[RoundParticipant]:
+        """Returns the participants that match a filter, as many as are shown and one more."""
+        found = (
+            one
+            for one in self._memory.participants(reader, training_id, number)
+            if matches(text, one.name, one.user_id) and state in ("", participant_state(one)[0])
+        )
+        return list(islice(found, MAX_FILTERED + 1))
 
     def rounds(self, visit: Visit) -> Response:
         """Returns a page of the rounds of a training."""
@@ -192,7 +204,7 @@ class Pages:
 
     def server(self, visit: Visit) -> Response:
         """Returns what the server is doing; for admins and viewers."""
-        return self._web.page(visit, "server.html", now=visit.read.server_status())
+        return self._web.page(visit, "server.html", now=server_status(visit.account.client))
 
     def _training(self, visit: Visit) -> Training:
         return visit.read.training(visit.path("training_id"))
@@ -264,16 +276,6 @@ def report_columns(participants: Iterable[RoundParticipant]) -> list[str]:
 def as_json(message: Message) -> str:
     """Returns a message as protobuf JSON for people."""
     return MessageToJson(message, preserving_proto_field_name=True, indent=2, ensure_ascii=False)
-
-
-def _matching(reader: Reader, training_id: str, number: int, text: str, state: str) -> list[RoundParticipant]:
-    """Returns the participants that match a filter, as many as are shown and one more."""
-    found = (
-        one
-        for one in reader.round_participants(training_id, number)
-        if matches(text, one.name, one.user_id) and state in ("", participant_state(one)[0])
-    )
-    return list(islice(found, MAX_FILTERED + 1))
 
 
 def _name(visit: Visit, user_id: str) -> str:

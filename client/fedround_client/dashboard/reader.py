@@ -8,8 +8,6 @@ from fedround.v1 import (
     audit_pb2,
     model_pb2,
     round_pb2,
-    server_pb2,
-    server_pb2_grpc,
     training_pb2,
     user_pb2,
 )
@@ -113,15 +111,6 @@ class Reader:
         request = user_pb2.GetUsersRequest(role=role or user_pb2.ROLE_UNSPECIFIED)
         for page in self._rpc.pages(self._rpc.users.GetUsers, request):
             yield from (user for user in page.users if matches(text, user.name, user.user_id))
-
-    def server_status(self) -> server_pb2.ServerStatus:
-        """Returns what the server is doing. For admins and viewers.
-
-        Raises:
-            Unimplemented: The server is older than this call.
-        """
-        stub = server_pb2_grpc.ServerServiceStub(self.account.client._channel)
-        return self._rpc.unary(stub.GetServerStatus, server_pb2.GetServerStatusRequest()).status
 
 
 def matches(text: str, name: str, user_id: str) -> bool:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 from fedround.v1.user_pb2 import ROLE_ACTOR, ROLE_ADMIN, ROLE_VIEWER, User
 from fedround_client.client import Client
+from fedround_client.dashboard.server_status import server_status
 from fedround_client.dashboard.words import role_text
+from fedround_client.errors import Unimplemented
 
 MAX_SESSIONS = 1000
 """How many sessions there may be; after that, the one that was idle longest ends."""
@@ -27,12 +29,14 @@ class Account:
         token: The token. It never leaves this process, except in calls to the server.
         user: Whose it is.
         client: Calls the server with it.
+        sees_server: Whether the server tells it what it is doing: older servers cannot.
         num_sessions: How many visitors are signed in with it.
     """
 
     token: str = field(repr=False)
     user: User
     client: Client
+    sees_server: bool = False
     num_sessions: int = 0
 
     @property
@@ -49,11 +53,6 @@ class Account:
     def is_admin(self) -> bool:
         """Whether it may change users."""
         return self.user.role == ROLE_ADMIN
-
-    @property
-    def sees_server(self) -> bool:
-        """Whether the server tells it what it is doing."""
-        return self.user.role in (ROLE_ADMIN, ROLE_VIEWER)
 
     @property
     def may_list_users(self) -> bool:
@@ -121,13 +120,14 @@ class Sessions:
         client = self._open_client(token)
         try:
             user = client.myself()
+            sees_server = user.role in (ROLE_ADMIN, ROLE_VIEWER) and _tells_status(client)
         except BaseException:
             client.close()
             raise
         cookie = secrets.token_urlsafe(SECRET_BYTES)
         now, digest = self._clock(), _digest(token)
         with self._lock:
-            account = self._accounts.setdefault(digest, Account(token, user, client))
+            account = self._accounts.setdefault(digest, Account(token, user, client, sees_server))
             account.user = user
             account.num_sessions += 1
             self._sessions[_digest(cookie)] = Session(account, now, now, self.form_key(cookie))
@@ -202,6 +202,14 @@ class Sessions:
             found = list(self._sessions.values())
         for session in found:
             self.end(session)
+
+
+def _tells_status(client: Client) -> bool:
+    try:
+        server_status(client)
+    except Unimplemented:
+        return False
+    return True
 
 
 def _digest(secret: str) -> bytes:
