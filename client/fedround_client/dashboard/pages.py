@@ -91,7 +91,7 @@ class Pages:
         shown = training.round if number is None else number
         if text or state in STATES:
             found = visit.read.round(training.training_id, shown, page_size=1).round
-            selected = self._matching(visit.read, training.training_id, shown, text, state)
+            selected = self._matching(visit.read, found, text, state)
             participants, is_cut = selected[:MAX_FILTERED], len(selected) > MAX_FILTERED
             following = ""
         else:
@@ -116,11 +116,11 @@ class Pages:
             columns=report_columns(participants),
         )
 
-    def _matching(self, reader: Reader, training_id: str, number: int, text: str, state: str) -> list[RoundParticipant]:
+    def _matching(self, reader: Reader, current: Round, text: str, state: str) -> list[RoundParticipant]:
         """Returns the participants that match a filter, as many as are shown and one more."""
         found = (
             one
-            for one in self._memory.participants(reader, training_id, number)
+            for one in self._memory.participants(reader, current)
             if matches(text, one.name, one.user_id) and state in ("", participant_state(one)[0])
         )
         return list(islice(found, MAX_FILTERED + 1))

@@ -8,14 +8,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fedround.v1.round_pb2 import RoundParticipant
+from fedround.v1.round_pb2 import Round, RoundParticipant
 from fedround_client.dashboard.reader import Reader
 from fedround_client.dashboard.sessions import Account
 
-LEAST_SECONDS = 2.0
-"""How long the participants of a round are kept at least, for the next letter of a name."""
-REST_FACTOR = 5.0
-"""They are kept so many times longer than it took to read them, so that large rounds do not keep the server busy."""
+KEPT_SECONDS = 10.0
+"""How long the participants of a round are kept at most, unless one of them sends something, fails or connects."""
 MAX_KEPT = 4
 """Rounds that are kept: one with 10,000 participants takes some 10 MB."""
 
@@ -23,7 +21,9 @@ MAX_KEPT = 4
 @dataclass
 class _Kept:
     participants: Sequence[RoundParticipant] = ()
-    expires: float = 0.0
+    stamp: tuple[int, ...] = ()
+    read_at: float = 0.0
+    took: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -35,9 +35,15 @@ class ParticipantMemory:
         self._kept: OrderedDict[tuple[Account, str, int], _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
-    def participants(self, reader: Reader, training_id: str, number: int) -> Sequence[RoundParticipant]:
-        """Returns all participants of a round."""
-        key = (reader.account, training_id, number)
+    def participants(self, reader: Reader, current: Round) -> Sequence[RoundParticipant]:
+        """Returns all participants of a round.
+
+        Args:
+            reader: Calls the server.
+            current: The round as it is now.
+        """
+        key = (reader.account, current.training_id, current.number)
+        stamp = (current.state, current.updates_arrived, current.num_failed, current.num_connected)
         with self._lock:
             kept = self._kept.setdefault(key, _Kept())
             self._kept.move_to_end(key)
@@ -45,9 +51,11 @@ class ParticipantMemory:
                 self._kept.popitem(last=False)
         # Whoever types fast asks several times at once; the first one reads for all.
         with kept.lock:
-            begin = time.monotonic()
-            if begin >= kept.expires:
-                kept.participants = list(reader.round_participants(training_id, number))
-                took = time.monotonic() - begin
-                kept.expires = time.monotonic() + max(LEAST_SECONDS, REST_FACTOR * took)
+            if stamp != kept.stamp or time.monotonic() >= kept.read_at + KEPT_SECONDS:
+                # Not more than half of the time, so that large rounds do not keep the server busy.
+                time.sleep(max(0.0, kept.read_at + kept.took - time.monotonic()))
+                begin = time.monotonic()
+                kept.participants = list(reader.round_participants(current.training_id, current.number))
+                kept.stamp, kept.read_at = stamp, time.monotonic()
+                kept.took = kept.read_at - begin
             return kept.participants
