@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import webbrowser
 from dataclasses import replace
 from importlib.util import find_spec
@@ -48,9 +49,7 @@ def dashboard(
             f"`fedround dashboard` needs {', '.join(missing)}, not installed here."
             ' Install it with: pip install "fedround[dashboard]"',
         )
-    # Imported here: these are an extra.
-    import time
-
+    # Imported here: they need the extra.
     from fedround_client.dashboard.app import Dashboard
     from fedround_client.dashboard.server import bind, make_server
     from fedround_client.dashboard.settings import Settings, allowed_hosts, is_loopback, parse_listen
@@ -70,7 +69,7 @@ def dashboard(
             " behind a proxy that speaks HTTPS; --insecure-listen serves plain HTTP all the same."
         )
     token = session.own_token()
-    # Not visible to others as long as the dashboard runs.
+    # A browser that is opened would inherit it.
     os.environ.pop("FEDROUND_TOKEN", None)
 
     def open_client(token: str) -> Client:
