@@ -7,8 +7,13 @@
   const RETRY_MS = 5000; // after the server has refused a stream
 
   function span(seconds) {
-    const [unit, size] = UNITS.find(([, size]) => seconds >= size) || UNITS[3];
-    return `${Math.floor(seconds / size)} ${unit}`;
+    const index = Math.max(0, UNITS.findIndex(([, size]) => seconds >= size));
+    const [unit, size] = seconds < 1 ? UNITS[3] : UNITS[index];
+    const text = `${Math.floor(seconds / size)} ${unit}`;
+    // Of hours and days, also what is left over.
+    if (index > 1 || size < 3600) return text;
+    const [smaller, part] = UNITS[index + 1];
+    return `${text} ${Math.floor((seconds % size) / part)} ${smaller}`;
   }
 
   function ago(seconds) {
@@ -31,6 +36,9 @@
       if (time.textContent !== text) time.textContent = text;
     }
   }
+
+  const tab = document.querySelector(".tabs [aria-current]");
+  if (tab) tab.scrollIntoView({ block: "nearest", inline: "center" });
 
   passTimes(document);
   setInterval(() => passTimes(document), 1000);
