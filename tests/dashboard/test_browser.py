@@ -125,13 +125,19 @@ def test_an_actor_steers(chromium: Any, served: Served, people: People) -> None:
     training_id = people.actor.create(name="steered", target_num_updates=3).training_id
     with page_of(chromium, served.url, people.actor.token) as page:
 
-        def confirm(action: str, title: str) -> None:
+        def ask(action: str) -> Any:
+            # Before its scripts run, a page shows the question on a page of its own.
+            page.wait_for_selector("#connection.on")
             page.click(f"#do-{action}")
-            page.locator("dialog[open]").get_by_role("button", name=title).click()
+            page.wait_for_selector("dialog[open]")
+            return page.locator("dialog")
+
+        def confirm(action: str, title: str) -> None:
+            ask(action).get_by_role("button", name=title).click()
 
         page.goto(f"/trainings/{training_id}")
         assert page.locator("#do-start").count() == 0
-        page.click("#do-register")
+        ask("register")
         page.fill("#who", "site 1")
         expect(page.locator("#choices input")).to_have_count(1)
         page.fill("#who", "")
@@ -146,16 +152,18 @@ def test_an_actor_steers(chromium: Any, served: Served, people: People) -> None:
         page.locator(".badge", has_text="paused").wait_for()
         assert state_of(people, training_id).paused
         confirm("resume", "Resume")
-        page.click("#do-remove")
+        page.get_by_text("The training is resumed.").wait_for()
+        ask("remove")
         page.get_by_label("site 2").check()
         page.locator("dialog").get_by_role("button", name="Remove clients").click()
         page.get_by_text("The participants are removed.").wait_for()
-        page.click("#do-remove")
+        ask("remove")
         page.get_by_label("site 1").check()
         page.locator("dialog").get_by_role("button", name="Remove clients").click()
         page.get_by_role("alert").get_by_text("keeps one participant").wait_for()
         page.get_by_role("link", name="Cancel").click()
-        page.click("#do-stop")
+        page.wait_for_selector("#training-state")
+        ask("stop")
         page.get_by_label("Now; updates").check()
         page.locator("dialog").get_by_role("button", name="Stop").click()
         page.locator(".badge", has_text="stopped").wait_for()

@@ -69,6 +69,7 @@ class Feed:
             render: Called in a thread with the number of events so far; returns the state.
         """
         self._loop = asyncio.get_running_loop()
+        self._account = account
         self._render = render
         self._changed = asyncio.Event()
         self._changed.set()
@@ -124,6 +125,10 @@ class Feed:
                 live = await run_in_threadpool(self._render, self._num_events)
             except FedroundError as failure:
                 error = failure
+            except ValueError:
+                if self._account.num_sessions:
+                    raise
+                return  # the last visitor has signed out, which closes the channel of the account
             if live != self.live or str(error) != str(self.error):
                 async with self._rendered:
                     self.live, self.error = live, error
