@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from starlette.responses import Response
 
 from fedround.v1.round_pb2 import Round, RoundParticipant
-from fedround.v1.training_pb2 import TRAINING_STATE_INITIAL, Training
+from fedround.v1.training_pb2 import TRAINING_STATE_INITIAL, Training, TrainingSpec
 from fedround_client.command.aggregation import aggregation_text
 from fedround_client.command.config_options import config_text
 from fedround_client.dashboard.feed import Live
@@ -174,7 +174,10 @@ class Pages:
     def configuration(self, visit: Visit) -> Response:
         """Returns the spec of a training."""
         training = self._training(visit)
-        spec = training.spec
+        spec = TrainingSpec()
+        spec.CopyFrom(training.spec)
+        # There may be 10,000: the participants have a page of their own.
+        spec.ClearField("client_ids")
         return self._tab(
             visit,
             training,

@@ -133,7 +133,8 @@ class Web:
     def problem(self, visit: Visit, status: int, message: str, reason: str = "") -> Response:
         """Returns a page about an error."""
         title = _TITLES.get(status, "Something went wrong")
-        return self.page(visit, "problem.html", status, title=title, message=message, reason=reason)
+        can_pass = status in (429, 502, 503, 504)
+        return self.page(visit, "problem.html", status, title=title, message=message, reason=reason, can_pass=can_pass)
 
     def get(self, handler: Callable[[Visit], Response]) -> Endpoint:
         """Returns the endpoint of a page; the handler runs in a thread."""
