@@ -26,7 +26,7 @@ from fedround_client.errors import NotInCohort, RoundNotOpen, UpdateExists, Upda
 from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.payload import ModelSource, Payload, Progress
 from fedround_client.retry import ATTEMPTS
-from fedround_client.rpc import Rpc
+from fedround_client.rpc import PAGE_SIZE, Rpc
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.tensor_types import Framework
 from fedround_client.upload import upload
@@ -73,7 +73,7 @@ class RoundCalls:
             TrainingNotFound: You have no such training.
             NotActor: You are a participant of the training, not its actor.
         """
-        request = GetRoundRequest(training_id=training_id, round=number)
+        request = GetRoundRequest(training_id=training_id, round=number, page_size=PAGE_SIZE)
         while True:
             page = self._rpc.unary(self._rpc.rounds.GetRound, request)
             yield from page.round.participants

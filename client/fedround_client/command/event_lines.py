@@ -13,7 +13,7 @@ from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event, RoundKind, RoundSt
 from fedround.v1.round_pb2 import ROUND_STATE_OPEN, ROUND_STATE_PENDING
 from fedround.v1.training_pb2 import Training
 from fedround_client.client import Client
-from fedround_client.command.names import user_names
+from fedround_client.command.names import participant_names
 from fedround_client.command.output import as_dict, when
 from fedround_client.command.training_summary import missing, task
 from fedround_client.errors import FedroundError
@@ -65,7 +65,7 @@ class EventLines:
                 f"{self._round(training_id, one.round)}: {one.num_updates} of {one.num_participants} are enough,"
                 " the others are told that they are free"
             ),
-            "client_removed": lambda _, one: f"{self._user(one.client_id)} was removed",
+            "client_removed": lambda training_id, one: f"{self._user(training_id, one.client_id)} was removed",
             "training_paused": lambda *_: "paused by its actor: no further round opens",
             "training_resumed": lambda *_: "resumed by its actor",
             "stop_requested": lambda *_: "stopped by its actor: it ends after this round",
@@ -115,7 +115,7 @@ class EventLines:
         is_report = self._kinds.get((training_id, accepted.round)) == ROUND_KIND_EVALUATE
         return (
             f"{self._round(training_id, accepted.round)}: {'report' if is_report else 'update'} of"
-            f" {self._user(accepted.participant_id)}, {accepted.num_examples} examples;"
+            f" {self._user(training_id, accepted.participant_id)}, {accepted.num_examples} examples;"
             f" {accepted.updates_arrived} of {accepted.updates_expected} arrived{self._missing(training_id, accepted)}"
         )
 
@@ -156,17 +156,18 @@ class EventLines:
                 self._trainings[training_id] = self._client.get_training(training_id)
         return self._trainings[training_id]
 
-    def _user(self, user_id: str) -> str:
+    def _user(self, training_id: str, user_id: str) -> str:
         if user_id not in self._users:
             # Not everybody is listed: a user may be removed, and a participant may not list users. Do not ask again.
-            self._users = {**self._users, user_id: user_id, **user_names(self._client)}
+            known = participant_names(self._client, training_id, [user_id])
+            self._users = {**self._users, user_id: user_id, **known}
         return self._users[user_id]
 
     def _fields(self, training_id: str, kind: str, payload: Message | None) -> str:
         """Returns the line of an event of a newer server."""
         fields = as_dict(payload) if payload is not None else {}
         for name in fields.keys() & {"client_id", "participant_id"}:
-            fields[name] = self._user(fields[name])
+            fields[name] = self._user(training_id, fields[name])
         number = fields.pop("round", None)
         where = f"{self._round(training_id, number)}: " if isinstance(number, int) else ""
         return f"{where}{kind.replace('_', ' ')} " + ", ".join(f"{name}: {value}" for name, value in fields.items())

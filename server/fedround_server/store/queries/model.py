@@ -31,19 +31,18 @@ def get_model(model_id: str) -> ModelRow:
     return row
 
 
-def lock_owned_model(model_id: str, owner_id: str) -> ModelRow:
-    """Locks a model of an owner until the end of the transaction.
+def find_owned_model(model_id: str, owner_id: str) -> ModelRow:
+    """Returns a model of an owner.
 
     Raises:
         ModelNotFound: The user owns no such model.
     """
-    rows = ModelRow.select().where(
-        ModelRow.model_id == model_id, ModelRow.owner_id == owner_id, ModelRow.remove_time.is_null()
-    )
-    row: ModelRow | None = locked(rows).first()
-    if row is None:
-        raise ModelNotFound(model_id)
-    return row
+    return _found(model_id, _owned(model_id, owner_id).first())
+
+
+def lock_owned_model(model_id: str, owner_id: str) -> ModelRow:
+    """Returns a model like `find_owned_model`, and locks it until the end of the transaction."""
+    return _found(model_id, locked(_owned(model_id, owner_id)).first())
 
 
 def visible_model(model_id: str, user_id: str, *, whole: bool = False) -> ModelRow:
@@ -53,9 +52,7 @@ def visible_model(model_id: str, user_id: str, *, whole: bool = False) -> ModelR
         ModelNotFound: There is no such model for the user.
     """
     row = _select_visible(ALL_FIELDS, model_id, user_id).first() if whole else _visible.first(model_id, user_id)
-    if row is None:
-        raise ModelNotFound(model_id)
-    return row
+    return _found(model_id, row)
 
 
 def find_owner_of_trained(model_id: str) -> str | None:
@@ -101,6 +98,18 @@ def page_models(owner_id: str, before: tuple[datetime, str] | None, limit: int) 
         )
     newest_first = rows.order_by(ModelRow.create_time.desc(), ModelRow.model_id.desc()).limit(limit)
     return [with_latest(row) for row in newest_first]
+
+
+def _owned(model_id: str, owner_id: str) -> "ModelSelect[ModelRow]":
+    return ModelRow.select().where(
+        ModelRow.model_id == model_id, ModelRow.owner_id == owner_id, ModelRow.remove_time.is_null()
+    )
+
+
+def _found(model_id: str, row: ModelRow | None) -> ModelRow:
+    if row is None:
+        raise ModelNotFound(model_id)
+    return row
 
 
 def _select_visible(fields: tuple[Any, ...], model_id: str, user_id: str) -> "ModelSelect[ModelRow]":

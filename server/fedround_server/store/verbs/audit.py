@@ -9,9 +9,9 @@ from fedround_server.aggregators import to_aggregation
 from fedround_server.domain.audit import AuditEntry, AuditHead, AuditRecord, Contribution, Origin
 from fedround_server.domain.errors import ModelNotFound
 from fedround_server.store.db.audit_trail import append
-from fedround_server.store.db.run import Verbs, verb
+from fedround_server.store.db.run import Verbs, snapshot, verb
 from fedround_server.store.queries.audit import find_entries, find_head, find_origin, list_counted_updates
-from fedround_server.store.queries.model import lock_owned_model
+from fedround_server.store.queries.model import find_owned_model
 from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.schema import AuditRow
 
@@ -35,14 +35,14 @@ class AuditVerbs(Verbs):
         """Returns entries in order: those after one sequence, up to and including another."""
         return find_entries(after, until, limit)
 
-    @verb
+    @snapshot
     def origin(self, model_id: str, version: int | None, owner_id: str) -> Origin:
         """Returns the origin of a model version, by default the latest, with the updates that made it.
 
         Raises:
             ModelNotFound: The user owns no such model, or it has no such version.
         """
-        model = lock_owned_model(model_id, owner_id)
+        model = find_owned_model(model_id, owner_id)
         wanted = model.version if version is None else version
         made = find_origin(model_id, wanted)
         if made is None:
