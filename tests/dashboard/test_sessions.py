@@ -1,11 +1,13 @@
 """Who gets into the dashboard, for how long, and what other pages can do: nothing."""
 
+import gc
 import logging
 import re
+import weakref
 
 import pytest
 
-from calls import new_id, until
+from calls import Person, new_id, until
 from dashboard.conftest import People
 from dashboard.visitor import Served, Visitor, serving
 from fedround.v1 import user_pb2
@@ -109,6 +111,23 @@ def test_a_token_is_forgotten_with_its_last_session(served: Served, people: Peop
     served.clock.now += 3600
     served.dashboard.sessions.end_expired()
     assert served.dashboard.sessions._accounts == {}
+
+
+def test_nothing_keeps_a_token_that_is_forgotten(served: Served, people: People) -> None:
+    token = people.admin.make(people.server.address, "ACTOR").token
+    visitor = signed_in(served, token)
+    (account,) = (one for one in served.dashboard.sessions._accounts.values() if one.token == token)
+    owner = Person(people.admin.channel, token)
+    training_id = owner.create(client_ids=[people.clients[0].user_id]).training_id
+    owner.start(training_id)
+    with visitor.stream(f"/trainings/{training_id}/live") as stream:
+        assert stream.next()[0] == "live"
+    for end in ("", "/participants?q=site", "/charts"):
+        assert visitor.get(f"/trainings/{training_id}{end}").status == 200
+    visitor.post("/sign-out", {"csrf": visitor.get("/").field("csrf")})
+    is_left = weakref.ref(account)
+    del account
+    until(lambda: gc.collect() >= 0 and is_left() is None)
 
 
 def test_a_revoked_token_ends_its_sessions_and_streams(served: Served, people: People) -> None:

@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
-from fedround_client.dashboard.charts import ReportMemory, charts_of
+from fedround_client.dashboard.charts import ChartMemory
 from fedround_client.dashboard.feed import Feeds, Live, event
 from fedround_client.dashboard.guard import Guard
 from fedround_client.dashboard.pages import Pages, live_trainings
@@ -58,7 +58,7 @@ class Dashboard:
         self.feeds = Feeds(settings.open_client)
         self._web = Web(settings, self.sessions)
         self._pages = Pages(self._web)
-        self._memory = ReportMemory()
+        self._charts_memory = ChartMemory()
         app = Starlette(routes=self._routes(SignIn(self._web, link, clock)), lifespan=self._lifespan)
         self.app: ASGIApp = Guard(app, settings.hosts)
 
@@ -114,7 +114,7 @@ class Dashboard:
 
     def _charts(self, visit: Visit) -> Response:
         training = visit.read.training(visit.path("training_id"))
-        return JSONResponse({"charts": charts_of(visit.read, training, self._memory)})
+        return JSONResponse({"charts": self._charts_memory.charts(visit.read, training)})
 
     async def _live_trainings(self, request: Request) -> Response:
         return self._stream(request, "", live_trainings)

@@ -6,7 +6,7 @@ import math
 import statistics
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +28,8 @@ MAX_REPORT_ROUNDS = 30
 """Rounds whose updates are compared."""
 MAX_REPORT_PARTICIPANTS = PAGE_SIZE
 MAX_REMEMBERED = 5000
+MAX_TRAININGS = 100
+"""Trainings whose charts are kept."""
 
 Spread = tuple[float, float, float]
 
@@ -78,7 +80,33 @@ class ReportMemory:
         return found
 
 
-def charts_of(reader: Reader, training: Training, memory: ReportMemory) -> list[dict[str, Any]]:
+class ChartMemory:
+    """The charts of trainings until they change, for all pages of an account. Thread-safe."""
+
+    def __init__(self) -> None:
+        """Creates an empty memory."""
+        self._reports = ReportMemory()
+        self._known: OrderedDict[tuple[str, str], tuple[Hashable, list[dict[str, Any]]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def charts(self, reader: Reader, training: Training) -> list[dict[str, Any]]:
+        """Returns the charts of a training as it is now."""
+        key = (reader.account.account_id, training.training_id)
+        stamp = (training.model_version, training.round, training.round_closed, training.state)
+        with self._lock:
+            known = self._known.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        charts = _charts_of(reader, training, self._reports)
+        with self._lock:
+            self._known[key] = (stamp, charts)
+            self._known.move_to_end(key)
+            if len(self._known) > MAX_TRAININGS:
+                self._known.popitem(last=False)
+        return charts
+
+
+def _charts_of(reader: Reader, training: Training, memory: ReportMemory) -> list[dict[str, Any]]:
     """Returns the charts of a training that have values, as JSON objects. What the visitor may not see is left out."""
     makers = (
         partial(_version_metrics, reader, training),

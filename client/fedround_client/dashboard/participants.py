@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from fedround.v1.round_pb2 import Round, RoundParticipant
 from fedround_client.dashboard.reader import Reader
-from fedround_client.dashboard.sessions import Account
 
 KEPT_SECONDS = 10.0
 """How long the participants of a round are kept at most, unless one of them sends something, fails or connects."""
@@ -32,7 +31,7 @@ class ParticipantMemory:
 
     def __init__(self) -> None:
         """Creates an empty memory."""
-        self._kept: OrderedDict[tuple[Account, str, int], _Kept] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, int], _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
     def participants(self, reader: Reader, current: Round) -> Sequence[RoundParticipant]:
@@ -42,7 +41,7 @@ class ParticipantMemory:
             reader: Calls the server.
             current: The round as it is now.
         """
-        key = (reader.account, current.training_id, current.number)
+        key = (reader.account.account_id, current.training_id, current.number)
         stamp = (current.state, current.updates_arrived, current.num_failed, current.num_connected)
         with self._lock:
             kept = self._kept.setdefault(key, _Kept())

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import secrets
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ class Account:
         client: Calls the server with it.
         sees_server: Whether the server tells it what it is doing: older servers cannot.
         num_sessions: How many visitors are signed in with it.
+        account_id: An id for what is kept about it, so that nothing else keeps the token in memory.
     """
 
     token: str = field(repr=False)
@@ -38,6 +40,7 @@ class Account:
     client: Client
     sees_server: bool = False
     num_sessions: int = 0
+    account_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     @property
     def role(self) -> str:
