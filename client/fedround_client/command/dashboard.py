@@ -31,7 +31,7 @@ def dashboard(
     https_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
     insecure_listen: Annotated[
         bool,
-        typer.Option("--insecure-listen", help="Serve plain HTTP to other machines, whatever reads tokens on the way."),
+        typer.Option("--insecure-listen", help="Serve plain HTTP to other machines: tokens can be read on the way."),
     ] = False,
     idle_minutes: Annotated[float, typer.Option(min=1, help="Sign out visitors who open no page for so long.")] = 60,
     session_hours: Annotated[float, typer.Option(min=0.1, help="Sign out visitors after so long in any case.")] = 12,

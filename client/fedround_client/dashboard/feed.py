@@ -82,7 +82,15 @@ class Feed:
         self.version = 0
         self.num_streams = 0
         self._task = asyncio.create_task(self._run(), name=f"feed of {training_id or 'all trainings'}")
+        self._task.add_done_callback(self._note_end)
+        self.has_failed = False
         threading.Thread(target=self._subscribe, name="fedround-dashboard-feed", daemon=True).start()
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """Has the streams end after a defect, so that pages connect anew."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("The live part of a page failed.", exc_info=error)
+            self.has_failed = True
 
     def close(self) -> None:
         """Ends the subscription and the rendering."""
@@ -202,6 +210,8 @@ async def _messages(feed: Feed, is_alive: Callable[[], bool]) -> AsyncIterator[b
         newest = await feed.next(version, MOST_SECONDS)
         if not is_alive() or isinstance(feed.error, Unauthenticated):
             yield event("signed-out")
+            return
+        if feed.has_failed:
             return
         if newest == version:
             yield b": still here\n\n"
