@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     insecure: bool = Field(False, description="Listen on addresses other than loopback without TLS.")
     log_format: str = Field("console", pattern="^(console|json)$", description="console or json.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
+    traces: bool = Field(
+        False, description="Send traces by OpenTelemetry, to where the OTEL_* environment variables say."
+    )
     grace_seconds: float = Field(10.0, ge=0, description="Time that calls in progress have to end at shutdown.")
     heartbeat_seconds: float = Field(
         DEFAULTS.heartbeat.total_seconds(), gt=0, description="Longest silence of a subscription."
