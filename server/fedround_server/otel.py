@@ -114,3 +114,6 @@ class _OtelSpan(Span):
 
     def set(self, name: str, value: str | int) -> None:
         self._span.set_attribute(f"fedround.{name}", value)
+
+    def set_code(self, code: int) -> None:
+        self._span.set_attribute("rpc.grpc.status_code", code)

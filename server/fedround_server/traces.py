@@ -25,6 +25,9 @@ class Span:
     def set(self, name: str, value: str | int) -> None:
         """Sets an attribute: an id, a name of ours, a number of bytes; never a name of a user, a token or a metric."""
 
+    def set_code(self, code: int) -> None:
+        """Sets the number of the status with which a call ends."""
+
 
 NO_SPAN = Span()
 

@@ -66,7 +66,7 @@ class WaitingLog:
         values: dict[str, object] = {
             "training_id": training_id,
             "round": number,
-            "kind": found.kind,
+            "kind": found.kind.public_name,
             "waits_for": rule.value,
             "seconds": round(waited.total_seconds()),
             "connected": sum(map(presence.is_listening, view.participant_ids)),

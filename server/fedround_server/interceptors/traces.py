@@ -1,11 +1,15 @@
 """Makes a span of each call, as a part of the caller's trace."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import grpc
 import structlog
 
 from fedround_server.domain.audit import acting
+from fedround_server.domain.errors import FedroundError
+from fedround_server.interceptors.errors import code_of
 from fedround_server.interceptors.wrapping import Call, ContextInterceptor, Metadata
 from fedround_server.methods import METHODS, Limit
 from fedround_server.traces import Traces
@@ -35,7 +39,18 @@ class TraceInterceptor(ContextInterceptor):
         with self._traces.call(method, _traceparent(context.invocation_metadata())) as span:
             span.set("user_id", acting.get())
             structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
-            yield
+            code = grpc.StatusCode.INTERNAL
+            try:
+                yield
+                code = grpc.StatusCode.OK
+            except FedroundError as error:
+                code = code_of(error)
+                raise
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            finally:
+                span.set_code(code.value[0])
 
 
 def _traceparent(metadata: Metadata) -> str:
