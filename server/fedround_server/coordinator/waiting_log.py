@@ -24,7 +24,7 @@ class _Wait:
 
     key: tuple[int, RoundState, int]
     since: datetime
-    due: timedelta = FIRST
+    due: timedelta
 
 
 class WaitingLog:
@@ -45,7 +45,7 @@ class WaitingLog:
         for one in unfinished:
             key = one.number, one.state, one.attempt
             wait = self._waits.get(one.training_id)
-            waits[one.training_id] = wait if wait is not None and wait.key == key else _Wait(key, now)
+            waits[one.training_id] = wait if wait is not None and wait.key == key else _Wait(key, now, FIRST)
         self._waits = waits
         for training_id, wait in list(waits.items()):
             if now - wait.since >= wait.due:
