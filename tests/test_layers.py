@@ -53,6 +53,7 @@ LAYERS = {
     "config": layer("domain", "pydantic pydantic_settings"),
     "tls": layer("", "grpc structlog"),
     "logs": layer("domain", "structlog"),
+    "doctor": layer("domain host store config", "pydantic"),
     "audit": layer("domain store config", "pydantic"),
     "grpc_server": layer(
         "domain host counters traces coordinator methods interceptors services config tls",
