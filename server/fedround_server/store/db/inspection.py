@@ -1,5 +1,6 @@
 """What can be found out about a database that is open for reading, besides its content."""
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -54,7 +55,7 @@ def quick_check(seconds: float) -> str | None:
     if not isinstance(database, peewee.SqliteDatabase):
         return ""
     end = time.monotonic() + seconds
-    connection = database.connection()
+    connection: sqlite3.Connection = database.connection()  # type: ignore[no-untyped-call]  # the stubs lack it
     connection.set_progress_handler(lambda: time.monotonic() > end, STEPS)
     try:
         found = str(_value("PRAGMA quick_check(1)"))
