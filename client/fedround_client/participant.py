@@ -28,7 +28,7 @@ from fedround_client.errors import (
 )
 from fedround_client.logs import get_logger
 from fedround_client.participation import Participation
-from fedround_client.progress import list_words
+from fedround_client.progress import kind_name, list_words
 from fedround_client.retry import ATTEMPTS
 from fedround_client.round import RoundCalls
 from fedround_client.round_number import planned_rounds, round_text
@@ -259,7 +259,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         traces = self._rpc.traces
         traces.set("training_id", training_id)
         traces.set("round", started.round)
-        traces.set("kind", RoundKind.Name(started.kind).removeprefix("ROUND_KIND_"))
+        traces.set("kind", kind_name(started))
         traces.set("user_id", self._user_id)
 
     def _log_not_needed(self, training_id: str, released: WorkNotNeeded) -> None:

@@ -1,6 +1,7 @@
 """What an operator learns from the log alone: why a round does not close, and what happened in a training."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from calls import Person, fails_with, model_file, until
 from fedround.v1 import round_pb2, training_pb2
+from fedround_server.coordinator.change_log import LINES
 from servers import Server
 
 # Rounds that wait are logged after a minute, and looked at every five seconds.
@@ -146,6 +148,18 @@ def test_a_missed_deadline_and_its_repetition(log_server: Server) -> None:
         assert opened["deadline"].startswith("20")
         (failed,) = lines(server, event="training_failed", training_id=training_id)
         assert failed["level"] == "warning"
+
+
+def test_every_event_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs/logging.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]*)\|", page, re.MULTILINE)
+    shown = {event: (level, set(keys.replace(",", " ").split())) for event, level, keys in rows}
+    for event, line in LINES.items():
+        level, keys = shown.pop(event)
+        lists = {"user_ids", "update_ids"} & set(line.keys)
+        assert level == line.level, event
+        assert keys == {*line.keys, *filter(None, [line.subject]), *(["count"] if lists else [])}, event
+    assert shown.keys() == {"call", "round_waits", "deadline_passed", "round_aggregated"}
 
 
 def test_ids_that_are_none_are_not_logged(log_server: Server) -> None:
