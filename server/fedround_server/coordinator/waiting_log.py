@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from fedround_server.coordinator.context import Context
-from fedround_server.domain.errors import TrainingNotFound
+from fedround_server.domain.errors import NotFound
 from fedround_server.domain.rounds.round import MemberOrder, MemberPage, RoundState, UnfinishedRound
 
 log = structlog.get_logger("fedround.training")
@@ -56,7 +56,7 @@ class WaitingLog:
         try:
             actor_id = await self._context.store.viewers.actor_of(training_id)
             view = await self._context.store.rounds.explain(training_id, number, actor_id, MISSING)
-        except TrainingNotFound:
+        except NotFound:
             # It was removed meanwhile.
             return
         found, rule = view.round, view.wait_rule
