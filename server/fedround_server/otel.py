@@ -1,5 +1,6 @@
 """Traces by OpenTelemetry (the extra `otel`), exported over OTLP as the OTEL_* environment variables say."""
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from fedround_server.traces import Span, Traces
 
+log = logging.getLogger(__name__)
 MAX_KEPT = 20_000
 """Of how many updates that are not aggregated yet the spans are kept; some 500 bytes each."""
 CLOSE_SECONDS = 3.0
@@ -85,6 +87,9 @@ class OtelTraces(Traces):
         sending.start()
         sending.join(CLOSE_SECONDS)
         if sending.is_alive():
+            log.warning("traces: the collector does not answer: the last spans are lost")
+            # It would say twice what this says.
+            logging.getLogger("opentelemetry").setLevel(logging.ERROR)
             self._exporter.shutdown()
             sending.join(CLOSE_SECONDS)
 

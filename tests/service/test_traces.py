@@ -141,6 +141,7 @@ def test_a_collector_that_is_gone_holds_up_nothing(data_dir: Path, monkeypatch: 
         with fr.connect(server.address, server.admin_token) as admin:
             admin.create_user("site 1", "CLIENT")
         assert server.stop() == 0
+        assert "the last spans are lost" in server.log
         server.start()
 
 

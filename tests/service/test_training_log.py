@@ -69,6 +69,10 @@ def test_why_round_2_does_not_close(log_server: Server) -> None:
         until(lambda: lines(server, event="round_waits", **about, failed=1))
         events.cancel()
 
+        # The call that made it has its id, too.
+        assert lines(
+            server, event="call", method="/fedround.v1.TrainingService/CreateTraining", training_id=training_id
+        )
         # Who is asked, and by when.
         (opened,) = lines(server, event="round_opened", **about)
         assert (opened["kind"], opened["version"], opened["members"]) == ("TRAIN", 2, 3)
