@@ -154,8 +154,10 @@ class Uploads:
                         else self.progress.watch(incoming.training_id, incoming.round, user_id, ref, writer),
                         self._context.traces.span("receive") as span,
                     ):
-                        await body.receive(writer, space)
-                        span.set("size_bytes", writer.size_bytes)
+                        try:
+                            await body.receive(writer, space)
+                        finally:
+                            span.set("size_bytes", body.size_bytes)
 
                     def is_acceptable(not_finite: str | None) -> bool:
                         if not_finite is not None and not allow_non_finite:
