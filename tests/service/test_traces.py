@@ -135,9 +135,11 @@ def test_errors_have_a_reason_and_no_text(traced: Server, collector: Collector) 
 
 def test_a_collector_that_is_gone_holds_up_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    with Server(data_dir, options=OPTIONS, program=MODULE) as server:
-        with fr.connect(server.address, server.admin_token) as admin:
-            admin.create_user("site 1", "CLIENT")
+    with (
+        Server(data_dir, options=OPTIONS, program=MODULE) as server,
+        fr.connect(server.address, server.admin_token) as admin,
+    ):
+        admin.create_user("site 1", "CLIENT")
     assert "the last spans are lost" in server.log
 
 
