@@ -3,10 +3,12 @@
 A server and its participants, which use the SDK and return the model as it is, in threads of this process. A round
 lasts from its start, as the first participant sees it, to that of the next one; the first ones are left out. Each
 variant of the server takes its turn: A B A B. The figures are medians over the rounds of all turns of a variant.
-Metrics are scraped once a second, which is fifteen times as often as usual.
+Metrics are scraped once a second, which is fifteen times as often as usual. Traces go to a collector in this process
+that drops them; every call is traced, and the participants of that variant make spans, too.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import threading
@@ -14,12 +16,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 
 import fedround_client as fr
@@ -36,16 +39,19 @@ class Variant:
     Attributes:
         arguments: More words for its command line.
         metrics: Where its metrics are scraped; empty for nowhere.
+        traces: Whether the participants make spans.
     """
 
     arguments: tuple[str, ...] = ()
     metrics: str = ""
+    traces: bool = False
 
 
 METRICS = "127.0.0.1:19464"
 VARIANTS = {
     "plain": Variant(),
     "metrics": Variant(("--metrics-listen", METRICS), f"http://{METRICS}/metrics"),
+    "traces": Variant(("--traces",), traces=True),
 }
 """The first one is what the others are compared with."""
 
@@ -84,17 +90,47 @@ def scraped(url: str) -> Iterator[None]:
             thread.join()
 
 
+class Null(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc's class has no types
+    """Answers every unary call with an empty message."""
+
+    def service(self, _details: Any) -> Any:
+        """Returns the same handler for all methods."""
+        return grpc.unary_unary_rpc_method_handler(lambda _request, _context: b"")
+
+
+@contextmanager
+def collected() -> Iterator[None]:
+    """Runs a collector of traces that drops them, for this process and for servers that are started in the block."""
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    server = grpc.server(ThreadPoolExecutor(2), handlers=(Null(),))
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    try:
+        yield
+    finally:
+        provider.shutdown()
+        server.stop(None)
+
+
 def turn(variant: Variant, clients: int, megabytes: float, rounds: int, turns: Turns) -> None:
     """Runs one training on a server of its own."""
-    with tempfile.TemporaryDirectory(prefix="telemetry-") as folder:
+    with tempfile.TemporaryDirectory(prefix="telemetry-") as folder, ExitStack() as stack:
         arguments = ("--log-level", "warning", *variant.arguments)
-        with fedround_server(Path(folder) / "data", *arguments) as server, scraped(variant.metrics):
-            begins, cpu = train(server, clients, megabytes, rounds + WARM_UP)
+        server = stack.enter_context(fedround_server(Path(folder) / "data", *arguments))
+        stack.enter_context(scraped(variant.metrics))
+        begins, cpu = train(server, clients, megabytes, rounds + WARM_UP, traces=variant.traces)
     turns.seconds += [after - before for before, after in pairwise(begins[WARM_UP:])]
     turns.cpu.append(cpu)
 
 
-def train(server: Running, clients: int, megabytes: float, rounds: int) -> tuple[list[float], float]:
+def train(server: Running, clients: int, megabytes: float, rounds: int, *, traces: bool) -> tuple[list[float], float]:
     """Runs a training; returns when each of its rounds began, and the server's CPU seconds per round."""
     begins: list[float] = []
     spent: list[float] = []
@@ -106,7 +142,7 @@ def train(server: Running, clients: int, megabytes: float, rounds: int) -> tuple
                 spent.append(cpu_seconds(tree(server.pid)))
             return model, 1
 
-        with fr.connect(server.address, token) as client:
+        with fr.connect(server.address, token, traces=traces) as client:
             client.participate(return_unchanged)
 
     with fr.connect(server.address, server.token) as admin, ThreadPoolExecutor(clients) as threads:
@@ -145,11 +181,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4, help="how often each variant has its turn")
     options = parser.parse_args()
     found = {name: Turns() for name in VARIANTS}
-    for _ in range(options.turns):
-        for name, variant in VARIANTS.items():
-            turn(variant, options.clients, options.megabytes, options.rounds, found[name])
-            last = found[name].seconds[-options.rounds :]
-            print(f"{name:>8}  median {statistics.median(last) * 1000:8.2f} ms a round", flush=True)
+    with collected():
+        for _ in range(options.turns):
+            for name, variant in VARIANTS.items():
+                turn(variant, options.clients, options.megabytes, options.rounds, found[name])
+                last = found[name].seconds[-options.rounds :]
+                print(f"{name:>8}  median {statistics.median(last) * 1000:8.2f} ms a round", flush=True)
     results = summary(found)
     print("\nvariant   ms/round    more  server CPU ms    more")
     for name, figures in results.items():

@@ -34,18 +34,16 @@ def layer(own: str | None, foreign: str = "") -> Layer:
 
 # Arrows point at what is imported, and nothing points up: each layer may import from lines above its own only.
 LAYERS = {
-    "__init__": layer(""),
-    "domain": layer(""),
-    **dict.fromkeys(("wakeups", "failpoints", "counters"), layer("")),
+    **dict.fromkeys(("__init__", "domain", "wakeups", "failpoints", "counters", "traces", "start_errors"), layer("")),
     "host": layer("", "fedround_wire"),
     "blobs": layer("domain failpoints host", "google_crc32c"),
     "aggregators": layer("domain", "torch numpy"),
     "store": layer("domain failpoints counters aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
     "engine": layer("domain host counters blobs aggregators", "cachetools torch safetensors numpy dp_accounting"),
-    "coordinator": layer("domain wakeups failpoints host counters blobs store engine", "structlog"),
+    "coordinator": layer("domain wakeups failpoints host counters traces blobs store engine", "structlog"),
     "methods": layer("domain"),
     "interceptors": layer(
-        "domain host counters coordinator methods",
+        "domain host counters traces coordinator methods",
         "fedround_wire grpc grpc_status google.protobuf google.rpc structlog",
     ),
     "services": layer(
@@ -55,14 +53,13 @@ LAYERS = {
     "config": layer("domain", "pydantic pydantic_core pydantic_settings"),
     "tls": layer("host", "grpc structlog"),
     "logs": layer("domain", "structlog"),
-    "audit": layer("domain store config", "pydantic"),
-    "backup": layer("domain host store config", "pydantic"),
+    **dict.fromkeys(("audit", "backup", "doctor"), layer("domain host store config", "pydantic")),
     "grpc_server": layer(
-        "domain host counters coordinator methods interceptors services config tls",
+        "domain host counters traces coordinator methods interceptors services config tls",
         "fedround google.rpc grpc grpc_channelz grpc_health grpc_reflection",
     ),
     "metrics_port": layer("counters coordinator", "prometheus_client structlog"),
-    "start_errors": layer(""),
+    "otel": layer("traces", "opentelemetry"),
     "app": layer(None, "structlog"),
     "__main__": layer(None, "pydantic structlog"),
 }

@@ -28,6 +28,7 @@ from fedround_client.rpc import Rpc
 from fedround_client.server import ServerCalls
 from fedround_client.tensor_selection import PrivateTensors
 from fedround_client.tensor_types import Framework
+from fedround_client.traces import NO_TRACES, OtelTraces, Traces
 from fedround_client.tracking import TrackingCalls
 from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
@@ -59,6 +60,7 @@ class Client(
         clock: Clock | None = None,
         compression: CompressionName | None = None,
         target: Target | None = None,
+        traces: Traces = NO_TRACES,
     ) -> None:
         """Takes ownership of a channel; `connect` is the usual way to create a client.
 
@@ -69,13 +71,20 @@ class Client(
             clock: Clock for retries and timeouts; the real one by default.
             compression: As in `connect`.
             target: What the channel leads to, so that errors say why no connection is possible.
+            traces: Makes spans.
         """
         self._channel = channel
         method = (
             COMPRESSION_UNSPECIFIED if compression is None else Compression.Value(f"COMPRESSION_{compression.upper()}")
         )
         self._rpc = Rpc(
-            channel, token=token, address=address, clock=clock or SystemClock(), compression=method, target=target
+            channel,
+            token=token,
+            address=address,
+            clock=clock or SystemClock(),
+            compression=method,
+            target=target,
+            traces=traces,
         )
 
     def __enter__(self) -> Self:
@@ -182,6 +191,7 @@ def connect(
     tls_key: str | PathLike[str] | None = None,
     insecure: bool | None = None,
     compression: CompressionName | None = None,
+    traces: bool = False,
 ) -> Client:
     """Returns a client, which connects with the first call.
 
@@ -197,11 +207,14 @@ def connect(
         insecure: True for plaintext, False for TLS; by default plaintext on loopback only.
         compression: "gzip" to compress model files in both directions. Worthwhile on slow connections or with many
             zeros only: it makes float32 weights smaller by a thirteenth, at about 30 MB/s.
+        traces: Whether to make spans of rounds, downloads and uploads with the tracer provider that your program has
+            set up for OpenTelemetry, and to tell the server of them.
 
     Raises:
         TokenInvalid: The token contains invalid characters.
         ValueError: The address is not HOST:PORT, the TLS options contradict each other, or the compression is unknown.
         OSError: A TLS file cannot be read.
+        ImportError: Traces are wanted, and OpenTelemetry is not installed: it comes with the extra "otel".
     """
     address = server or os.environ.get("FEDROUND_SERVER") or DEFAULT_SERVER
     if not insecure:
@@ -210,4 +223,5 @@ def connect(
         tls_key = tls_key or os.environ.get("FEDROUND_TLS_KEY")
     target = Target(address, tls_ca, tls_cert, tls_key, insecure)
     token = token or os.environ.get("FEDROUND_TOKEN")
-    return Client(target.open_channel(), token, address=address, compression=compression, target=target)
+    spans = OtelTraces() if traces else NO_TRACES
+    return Client(target.open_channel(), token, address=address, compression=compression, target=target, traces=spans)

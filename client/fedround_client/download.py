@@ -87,7 +87,8 @@ def download(
     """
     received = _Received(sink, progress)
     for attempt in rpc.retrying(attempts):
-        with attempt:
+        with attempt, rpc.traces.span("download"):
+            rpc.traces.set("offset", received.size)
             stream = rpc.open(method, request(received.size, received.info))
             try:
                 for response in rpc.read(stream):

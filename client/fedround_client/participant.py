@@ -29,7 +29,7 @@ from fedround_client.errors import (
 )
 from fedround_client.logs import get_logger
 from fedround_client.participation import Participation
-from fedround_client.progress import list_words
+from fedround_client.progress import kind_name, list_words
 from fedround_client.retry import ATTEMPTS
 from fedround_client.round import RoundCalls
 from fedround_client.round_number import planned_rounds, round_text
@@ -262,7 +262,9 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             elif (unchecked or buffered or not is_live) and self._is_over(training_id, started):
                 logger.info("%s: over already", self._round_name(training_id, started.round))
             else:
-                number = self._runner.run(training_id, started, self._round_name(training_id, started.round))
+                with self._rpc.traces.span("round"):
+                    self._describe(training_id, started)
+                    number = self._runner.run(training_id, started, self._round_name(training_id, started.round))
                 if buffered:
                     self._counted[training_id] = number
                 self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
@@ -292,6 +294,14 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         except (Exception, SystemExit) as error:
             self._report(training_id, started, error)
             raise
+
+    def _describe(self, training_id: str, started: RoundStarted) -> None:
+        """Sets the attributes of the span of a round."""
+        traces = self._rpc.traces
+        traces.set("training_id", training_id)
+        traces.set("round", started.round)
+        traces.set("kind", kind_name(started))
+        traces.set("user_id", self._user_id)
 
     def _log_not_needed(self, training_id: str, released: WorkNotNeeded) -> None:
         """Logs that a round was closed without the work of this participant, unless that was logged as an error."""

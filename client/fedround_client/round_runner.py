@@ -185,7 +185,8 @@ class RoundRunner(RoundCalls):
             RoundOver: It has learnt that the round is over.
         """
         try:
-            result = function(model, round_)
+            with self._rpc.traces.span(round_.kind.lower()):
+                result = function(model, round_)
         except Exception as error:
             if "torch" in sys.modules and not metadata_of(model) and "ndarray" in str(error):
                 error.add_note(TORCH_HINT)

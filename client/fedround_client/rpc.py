@@ -33,6 +33,7 @@ from fedround_client.errors import ClientClosed, FedroundError, ServerUnavailabl
 from fedround_client.probe import connection_error
 from fedround_client.retry import ATTEMPTS, is_rate_limited, is_transient, retrying
 from fedround_client.silence import Silence
+from fedround_client.traces import NO_TRACES, Traces
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -75,6 +76,7 @@ class Rpc:
         address: The server's address, for error messages.
         session_id: UUID of this client, by which the server tells programs of the same user apart.
         closed: Whether the channel was closed by the user.
+        traces: Makes spans.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Rpc:
         clock: Clock,
         compression: Compression.ValueType,
         target: Target | None = None,
+        traces: Traces = NO_TRACES,
     ) -> None:
         """Creates the stubs. The caller closes the channel.
 
@@ -96,6 +99,7 @@ class Rpc:
             clock: Clock for retries and timeouts.
             compression: How chunks of files are compressed.
             target: What the channel leads to, to find out why no connection is possible; None if that is not known.
+            traces: Makes spans, of which calls tell the server.
         """
         trainings, models = training_pb2_grpc.TrainingServiceStub(channel), model_pb2_grpc.ModelServiceStub(channel)
         self.users = user_pb2_grpc.UserServiceStub(channel)
@@ -111,6 +115,7 @@ class Rpc:
         self.address = address
         self.session_id = str(uuid.uuid4())
         self.closed = False
+        self.traces = traces
         self._target = target
         self._has_answered = False
         self._metadata = _authorization(token) if token else ()
@@ -126,6 +131,9 @@ class Rpc:
         other.session_id = session_id
         other._metadata = _authorization(token)
         return other
+
+    def _call_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._metadata + self.traces.headers()
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:
@@ -164,7 +172,7 @@ class Rpc:
 
         def call() -> Response:
             with self.typed_errors():
-                return method(request, timeout=timeout, metadata=self._metadata)
+                return method(request, timeout=timeout, metadata=self._call_metadata())
 
         return self.retrying(ATTEMPTS, when=is_rate_limited)(call)
 
@@ -200,7 +208,7 @@ class Rpc:
         """
         # Without messages that tell it that they wait, it never expires.
         silence = silence or Silence(self.clock)
-        call = method.future(requests, metadata=self._metadata)
+        call = method.future(requests, metadata=self._call_metadata())
         try:
             with self.typed_errors(), silence.limited(call.cancel):
                 return call.result()
@@ -213,7 +221,7 @@ class Rpc:
 
     def open(self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request) -> Stream[Response]:
         """Opens a server stream. The caller reads it with `read` or in `typed_errors`, and cancels it at the end."""
-        return method(request, metadata=self._metadata)
+        return method(request, metadata=self._call_metadata())
 
     def read(self, stream: Stream[Item]) -> Iterator[Item]:
         """Yields the messages of a server stream.

@@ -58,15 +58,18 @@ def upload(
     """
     sender = _Sender(rpc, method, payload, upload_id, first, more, progress)
     known, is_resumed = 0, False
-    for attempt in rpc.retrying(attempts):
-        with attempt:
-            if is_resumed and upload_id:
-                sender.find_offset()
-                if sender.committed > known:
-                    attempt.retry_state.attempt_number = 1
-                known = sender.committed
-            is_resumed = True
-            return sender.send()
+    with rpc.traces.span("upload"):
+        rpc.traces.set("size_bytes", payload.size_bytes)
+        for attempt in rpc.retrying(attempts):
+            with attempt:
+                if is_resumed and upload_id:
+                    sender.find_offset()
+                    rpc.traces.event("resumed", sender.committed)
+                    if sender.committed > known:
+                        attempt.retry_state.attempt_number = 1
+                    known = sender.committed
+                is_resumed = True
+                return sender.send()
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 

@@ -7,7 +7,7 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import structlog
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator
+from fedround_server.coordinator.change_log import ChangeLog
+from fedround_server.coordinator.server_status import installed_version
 from fedround_server.counters import Counters
 from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import PredictionFault
@@ -29,6 +31,7 @@ from fedround_server.methods import check_methods
 from fedround_server.metrics_port import metrics_port
 from fedround_server.store import Store
 from fedround_server.store.db.problems import explained
+from fedround_server.traces import NO_TRACES, Traces
 from fedround_server.wakeups import Hub
 
 log = structlog.get_logger("fedround.app")
@@ -74,12 +77,15 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             )
         )
         await _check_architectures(engine, settings)
+        traces = stack.enter_context(_traces(enabled=settings.traces))
         database = settings.database or settings.data_dir / "fedround.db"
         if isinstance(database, Path) and not (database.exists() and database.stat().st_size):
             # None of these is written before there is a database.
             _check_unused(settings.data_dir, f"{database} is missing or empty", ("admin.token", "objects/*/*"))
         with explained(database):
-            store = stack.enter_context(Store(database, no_sync=settings.no_sync, counters=counters))
+            store = stack.enter_context(
+                Store(database, no_sync=settings.no_sync, counters=counters, tell=ChangeLog(traces).tell)
+            )
             if not await store.users.page(None, "", 1):
                 _check_unused(settings.data_dir, "the database is empty", ("objects/*/*",))
             elif settings.id_seed is not None:
@@ -94,6 +100,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 settings.limits,
                 architectures=settings.architectures,
                 counters=counters,
+                traces=traces,
                 new_id=_new_ids(settings.id_seed),
                 new_user_id=_new_user_ids(settings.id_seed),
             )
@@ -106,7 +113,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token), is_lost=is_lost):
                     why = "the file of its token was empty" if is_lost else "no admin had a valid token"
                     log.info(f"{why}: wrote a new one to the file", path=str(token_file))
-            server = GrpcServer(settings, coordinator, counters)
+            server = GrpcServer(settings, coordinator, counters, traces)
             tasks.create_task(allocator.give_back(server.take_load), name="give memory back")
             address = server.bind()
             tasks.create_task(server.watch_connections(), name="watch connections")
@@ -120,6 +127,30 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                     coordinator.start_draining()
                     await server.stop(settings.grace_seconds)
                     await coordinator.close()
+
+
+@contextmanager
+def _traces(*, enabled: bool) -> Iterator[Traces]:
+    """Makes traces for the duration of the block.
+
+    Raises:
+        RuntimeError: OpenTelemetry is not installed, or an environment variable of it cannot be used.
+    """
+    if not enabled:
+        yield NO_TRACES
+        return
+    try:
+        from fedround_server.otel import OtelTraces
+    except ImportError as error:
+        raise RuntimeError(
+            f'traces: {error.name} is not installed: run pip install "fedround[otel]", or leave out --traces'
+        ) from error
+    try:
+        traces = OtelTraces(installed_version())
+    except ValueError as error:
+        raise RuntimeError(f"traces: an OTEL_* environment variable cannot be used: {error}") from error
+    with closing(traces):
+        yield traces
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:

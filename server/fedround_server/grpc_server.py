@@ -48,6 +48,7 @@ from fedround_server.interceptors.limits import LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
 from fedround_server.interceptors.open_methods import OpenMethodInterceptor
 from fedround_server.interceptors.rate_limits import RateInterceptor, UnauthenticatedRateInterceptor
+from fedround_server.interceptors.traces import TraceInterceptor
 from fedround_server.methods import Limit
 from fedround_server.services.audit_service import AuditService
 from fedround_server.services.compression import Compressor
@@ -60,6 +61,7 @@ from fedround_server.services.round_service import RoundService
 from fedround_server.services.server_service import ServerService
 from fedround_server.services.training_service import TrainingService
 from fedround_server.services.user_service import UserService
+from fedround_server.traces import NO_TRACES, Traces
 
 # Those of errors, which grpcurl prints if reflection describes them.
 ERROR_TYPES = (error_details_pb2.DESCRIPTOR, status_pb2.DESCRIPTOR)
@@ -107,7 +109,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 class GrpcServer:
     """A server over the use cases of a coordinator."""
 
-    def __init__(self, settings: Settings, coordinator: Coordinator, counters: Counters) -> None:
+    def __init__(
+        self, settings: Settings, coordinator: Coordinator, counters: Counters, traces: Traces = NO_TRACES
+    ) -> None:
         """Makes the server; it listens after `bind`, and serves after `start`."""
         self._settings = settings
         self._draining = DrainInterceptor(counters)
@@ -134,12 +138,13 @@ class GrpcServer:
             OpenMethodInterceptor(settings.max_calls_per_second_per_user, self._connections),
             UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user, self._connections),
             authentication,
+            *((TraceInterceptor(traces),) if traces.is_on else ()),
             RateInterceptor(settings.max_calls_per_second_per_user, settings.max_calls_per_second),
             limit(Limit.UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
             limit(Limit.DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
             limit(Limit.SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
             self._draining,
-            DecodingInterceptor(),
+            DecodingInterceptor(traces),
             ChunkCodecInterceptor(SERVICES, counters),
         )
         options = (

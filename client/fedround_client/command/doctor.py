@@ -1,50 +1,62 @@
-"""`fedround doctor`: check the installation, the server and the token."""
+"""`fedround doctor`: check the installation, the server and the token; on the server's machine, that too."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from fedround.v1.user_pb2 import Role
+from fedround.v1.user_pb2 import ROLE_ADMIN, ROLE_VIEWER, Role
 from fedround_client.address import is_loopback
 from fedround_client.channel import Target
+from fedround_client.command.doctor_server import Finding, check_machine, check_status
 from fedround_client.command.health import ask
 from fedround_client.command.output import Format, FormatOption, echo_json, enum_name, show_table
 from fedround_client.command.session import Session
 from fedround_client.errors import FedroundError
 
 REACH_SECONDS = 5.0
+OPERATORS = (ROLE_ADMIN, ROLE_VIEWER)
 OPTIONAL = {
     "server": ("fedround_server", "peewee", "prometheus_client", "pydantic_settings", "structlog", "torch"),
     "postgres": ("psycopg", "psycopg_pool"),
+    "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc"),
     "demo": ("matplotlib", "sklearn"),
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The result of a check.
+def doctor(
+    context: typer.Context,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="On the server's machine: check this data directory and all that its server needs."),
+    ] = None,
+    database: Annotated[
+        str,
+        typer.Option(
+            envvar="FEDROUND_DATABASE", help="With --data-dir: the postgresql:// URL, if the server uses one."
+        ),
+    ] = "",
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Check the installation, the server and your token; exits with 1 if a check fails.
 
-    Attributes:
-        check: What was checked.
-        state: "ok", "note" for something optional that is missing, or "fail".
-        found: What was found, and what to do about it.
+    With --data-dir, check a server's machine, beside a running server or without one. The other settings are those of
+    the FEDROUND_* variables and of fedround.toml, as for `fedround serve`; the connection is checked if there is a
+    token. Admins and viewers also learn of what the server is doing.
     """
-
-    check: str
-    state: str
-    found: str
-
-
-def doctor(context: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """Check the installation, the server and your token; exits with 1 if a check fails."""
     session = Session.of(context)
-    findings = [*_installation(), *_server(session)]
+    findings = list(_installation())
+    if data_dir is not None:
+        findings += check_machine(data_dir, database)
+    if data_dir is None or session.token or session.token_file or session.tls_cert:
+        findings += _server(session)
     if form is Format.JSON:
         echo_json([asdict(finding) for finding in findings])
     else:
@@ -61,9 +73,17 @@ def _installation() -> Iterator[Finding]:
         except PackageNotFoundError:
             yield Finding(package, "note", "run from its sources, not installed")
     for extra, modules in OPTIONAL.items():
-        missing = [module for module in modules if find_spec(module) is None]
+        missing = [module for module in modules if not _is_installed(module)]
         install = f'{", ".join(missing)} not installed; if you need it: pip install "fedround[{extra}]"'
         yield Finding(f"extra {extra}", "note" if missing else "ok", install if missing else "installed")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        # A package that it would be in.
+        return False
 
 
 def _server(session: Session) -> Iterator[Finding]:
@@ -82,10 +102,13 @@ def _server(session: Session) -> Iterator[Finding]:
             return
         with session.client() as client:
             me = client.myself()
+            status = client.server_status() if me.role in OPERATORS else None
     except (FedroundError, OSError, ValueError) as error:
         yield Finding("token" if isinstance(error, FedroundError) else "connection", "fail", str(error))
     else:
         yield Finding("token", "ok", f"of {me.name}, {enum_name(Role, me.role)}, {me.user_id}")
+        if status is not None:
+            yield from check_status(status)
 
 
 def _health(target: Target) -> Finding:

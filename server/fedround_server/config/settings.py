@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     metrics_insecure: bool = Field(
         False, description="Serve metrics on addresses other than loopback: whoever reaches the port can read them."
     )
+    traces: bool = Field(
+        False, description="Send traces by OpenTelemetry, to where the OTEL_* environment variables say."
+    )
 
     heartbeat_seconds: float = Field(
         DEFAULTS.heartbeat.total_seconds(), gt=0, description="Longest silence of a subscription."

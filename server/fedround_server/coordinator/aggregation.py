@@ -1,13 +1,17 @@
 """Aggregates closed rounds in the background, and commits the results."""
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+import structlog
+
 from fedround_server.blobs import BlobDamaged, map_disk_full
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.log_context import begin_work
 from fedround_server.coordinator.results import adopt
 from fedround_server.coordinator.shadows import Shadows
 from fedround_server.coordinator.stored_files import StoredFiles
@@ -23,6 +27,7 @@ from fedround_server.failpoints import reached
 from fedround_server.store.queries.aggregation_task import AggregationTask
 
 log = logging.getLogger(__name__)
+log_rounds = structlog.get_logger("fedround.training")
 Number = TypeVar("Number", int, float)
 RETRY_DELAY = timedelta(seconds=1)
 """The delay before another attempt after a transient error that names no delay of its own."""
@@ -72,6 +77,7 @@ class Aggregations:
     async def _run(self, training_id: str) -> None:
         # The user whose update closed the round started this task, but does not make the model.
         acting.set("")
+        begin_work(training_id)
         found = False
         # Since when the closed round waits for its result, over all attempts.
         closed_times: dict[tuple[int, int], datetime] = {}
@@ -87,7 +93,7 @@ class Aggregations:
                         reached("aggregation.found")
                         key = task.round.number, task.round.epoch
                         closed_times = {key: closed_times.get(key, self._context.clock.now())}
-                        await self._aggregate(task, closed_times[key])
+                        await self._traced(task, closed_times[key])
                     elif training_id not in self._again:
                         if not found:
                             await self._follow_up(training_id)
@@ -106,6 +112,22 @@ class Aggregations:
             self.damage.pop(training_id, None)
             self._running.discard(training_id)
 
+    async def _traced(self, task: AggregationTask, close_time: datetime) -> None:
+        """Aggregates a round in a span, and with a line of the log at its end."""
+        closed, traces, begun = task.round, self._context.traces, time.monotonic()
+        update_ids = [update.update_id for update in task.updates]
+        begin_work(closed.training_id, round=closed.number)
+        with traces.aggregation(update_ids) as span:
+            if span.trace_id:
+                span.set("training_id", closed.training_id)
+                span.set("round", closed.number)
+                span.set("kind", closed.kind.public_name)
+                span.set("updates", len(update_ids))
+                structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
+            await self._aggregate(task, close_time)
+        traces.forget(update_ids)
+        log_rounds.info("round_aggregated", updates=len(update_ids), seconds=round(time.monotonic() - begun, 3))
+
     async def _aggregate(self, task: AggregationTask, close_time: datetime) -> None:
         """Aggregates a round that was closed at a time, and commits the result, or the failure.
 
@@ -119,9 +141,11 @@ class Aggregations:
             shadows = [await self._shadows.compute(shadow, job_of(task)) for shadow in task.shadows]
             if self._stopped:
                 return
-            if await self._store.commit(
-                closed.training_id, closed.number, closed.epoch, result, now(), state, report, shadows
-            ):
+            with self._context.traces.span("commit"):
+                committed = await self._store.commit(
+                    closed.training_id, closed.number, closed.epoch, result, now(), state, report, shadows
+                )
+            if committed:
                 self._context.counters.add_round(close_time - closed.open_time, now() - close_time)
             reached("aggregation.committed")
         except TRANSIENT:
@@ -187,10 +211,14 @@ class Aggregations:
             for update in task.updates:
                 await self._files.verify(update.blob)
             return None, NO_STATE, {}
+        traces, begun = self._context.traces, time.time_ns()
         with map_disk_full():
             result = await self._context.engine.aggregate(job_of(task))
+        traces.add("queue", begun, result.begin_time)
+        traces.add("aggregate", result.begin_time, time.time_ns())
         reached("aggregation.computed")
-        state = await adopt(self._context, result)
+        with traces.span("write"):
+            state = await adopt(self._context, result)
         reached("aggregation.adopted")
         report = {
             update.user_id: replace(facts, staleness=_staleness(task, update))

@@ -14,6 +14,7 @@ from fedround_server.counters import Counters
 from fedround_server.domain.limits import DEFAULTS, Limits
 from fedround_server.engine.executor import Engine
 from fedround_server.store import Store
+from fedround_server.traces import NO_TRACES, Traces
 from fedround_server.wakeups import Hub
 
 
@@ -49,6 +50,7 @@ class Context:
         tasks: Runs what must not stop half way.
         presence: Which users are connected.
         counters: Counts what the server does.
+        traces: Makes spans.
         new_id: Makes the ids of everything that is created.
         new_user_id: Makes the id of a user with a name; None for `new_id`.
     """
@@ -64,5 +66,6 @@ class Context:
     presence: Presence = field(default_factory=Presence)
     clock: Clock = field(default_factory=SystemClock)
     counters: Counters = field(default_factory=Counters)
+    traces: Traces = NO_TRACES
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
     new_user_id: Callable[[str], str] | None = None

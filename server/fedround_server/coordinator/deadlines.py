@@ -9,6 +9,7 @@ from typing import Any
 
 from fedround_server.coordinator.aggregation import RETRY_DELAY
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.log_context import begin_work
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.rounds.round import Round, UnfinishedRound
@@ -82,6 +83,7 @@ class Deadlines:
     async def _wait(self, current: Round | UnfinishedRound, time: datetime) -> None:
         acting.set("")
         training_id = current.training_id
+        begin_work(training_id, round=current.number)
         await self._context.clock.sleep(time - self._context.clock.now())
         reached("deadline.fired")
         while True:

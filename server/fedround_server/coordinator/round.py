@@ -4,6 +4,8 @@ import logging
 from collections.abc import Awaitable, Mapping
 from datetime import datetime
 
+import structlog
+
 from fedround_server.coordinator.absences import Absences
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
@@ -12,6 +14,7 @@ from fedround_server.coordinator.next_rounds import NextRounds
 from fedround_server.coordinator.openings import Openings
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.uploads.receive import Uploads
+from fedround_server.coordinator.waiting_log import WaitingLog
 from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.failure import ABSENT, printable
 from fedround_server.domain.rounds.round import Round, RoundState, UnfinishedRound
@@ -20,6 +23,7 @@ from fedround_server.failpoints import reached
 from fedround_server.wakeups import for_actor
 
 log = logging.getLogger(__name__)
+log_rounds = structlog.get_logger("fedround.training")
 
 
 class Rounds:
@@ -33,6 +37,7 @@ class Rounds:
         self._deadlines = Deadlines(context, self._expire, self.follow_up)
         self.openings = Openings(context, self.follow_up)
         self.next_rounds = NextRounds(context.hub)
+        self._waiting = WaitingLog(context)
         self.absences = Absences(context, self._exclude)
         self.aggregations = Aggregations(context, files, self.follow_up)
 
@@ -58,9 +63,11 @@ class Rounds:
 
         Such a round is left behind when the database fails during a commit, or between a commit and what follows it.
         """
-        for left in await self._store.unfinished():
+        unfinished = await self._store.unfinished()
+        for left in unfinished:
             if self._take_up(left):
                 self._context.hub.notify(left.training_id)
+        await self._waiting.look(unfinished)
 
     async def follow_up(self, training_id: str) -> None:
         """Starts what the training's current round waits for, after a commit that may have closed or opened one."""
@@ -115,6 +122,8 @@ class Rounds:
     async def _judge(
         self, training_id: str, number: int, attempt: int, *, due: bool, at_least: datetime | None = None
     ) -> None:
+        if due:
+            log_rounds.info("deadline_passed", training_id=training_id, round=number, attempt=attempt)
         now = self._context.clock.now() if at_least is None else max(self._context.clock.now(), at_least)
         connected = self._context.presence.listeners()
         if await self._store.judge(training_id, number, due=due, now=now, attempt=attempt, connected=connected):

@@ -70,7 +70,7 @@ class StatusReader:
     def __init__(self, context: Context, space: Space) -> None:
         self._context = context
         self._space = space
-        self._version = _version()
+        self._version = installed_version()
         self._usage: StoreUsage | None = None
         self._usage_time = 0.0
         self._reading = asyncio.Lock()
@@ -110,7 +110,8 @@ class StatusReader:
             return self._usage
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """Returns the version of fedround that is installed."""
     try:
         return version("fedround")
     except PackageNotFoundError:

@@ -108,15 +108,19 @@ class Submissions:
         def submit() -> Awaitable[tuple[Update, bool]]:
             return self._store.submit_update(update_id, new, self._context.clock.now())
 
-        update, closed = await self._next_rounds.when_open(new.training_id, new.user_id, submit)
+        with self._context.traces.span("commit"):
+            update, closed = await self._next_rounds.when_open(new.training_id, new.user_id, submit)
         # The same update may have been accepted meanwhile.
         self._context.counters.updates_accepted += update.update_id == update_id
-        self._accepted(new.training_id, closed=closed)
+        self._context.traces.keep(update.update_id)
+        with self._context.traces.span("wake"):
+            self._accepted(new.training_id, closed=closed)
         return update
 
     async def _accept_report(self, new: NewReport) -> None:
         report_id = self._context.new_id()
-        report, closed = await self._store.submit_report(report_id, new, self._context.clock.now())
+        with self._context.traces.span("commit"):
+            report, closed = await self._store.submit_report(report_id, new, self._context.clock.now())
         self._context.counters.reports_accepted += report.report_id == report_id
         self._accepted(new.training_id, closed=closed)
 

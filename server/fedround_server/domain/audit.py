@@ -31,6 +31,7 @@ class AuditRecord:
         subject: What it is about, within the training or model or on its own: a user id, an update id, a version or a
             round.
         facts: Details, listed by action in docs/audit.md. Never free text of a caller, never a token or its hash.
+        notes: More details of the same kind, for the server's log alone.
     """
 
     action: str
@@ -38,6 +39,7 @@ class AuditRecord:
     model_id: str = ""
     subject: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,12 +133,14 @@ class StagedResult(StagedBlob):
         slots: The state for the next aggregation: staged files by slot.
         steps: How many aggregations have made each slot.
         report: What was found out about each update, in the order of the job.
+        begin_time: When the worker began, in nanoseconds since 1970.
     """
 
     made: VersionFile
     slots: Mapping[str, StagedBlob] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
     report: tuple[UpdateFacts, ...] = ()
+    begin_time: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What runs in the engine's processes: the only functions that load torch, and dp-accounting."""
 
 import resource
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -75,17 +76,18 @@ def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> 
     from fedround_server.engine.aggregation import aggregate
     from fedround_server.engine.uncertainty.moments import collect
 
+    begin = time.time_ns()
     with ExitStack() as stack:
         staged, path = stack.enter_context(files.stage())
         if isinstance(job.aggregation, SwagMoments):
             posterior = collect(files, job, path)
-            result = StagedResult(staged, posterior, posterior)
+            result = StagedResult(staged, posterior, posterior, begin_time=begin)
         else:
             slots = {slot: stack.enter_context(files.stage()) for slot in job.aggregation.slots}
             made = aggregate(files, job, path, {slot: slot_path for slot, (_, slot_path) in slots.items()}, threads)
             blob = made.made if isinstance(made.made, BlobRef) else made.made.delta
             state = {slot: StagedBlob(slots[slot][0], blob) for slot, blob in made.slots.items()}
-            result = StagedResult(staged, blob, made.made, state, made.steps, made.report)
+            result = StagedResult(staged, blob, made.made, state, made.steps, made.report, begin)
     for update in job.updates:
         drop_cached_pages(files.local_path(update))
     return result

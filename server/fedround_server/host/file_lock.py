@@ -14,7 +14,7 @@ BACKUP_LOCK = "backup.lock"
 def try_exclusive(path: Path) -> Iterator[bool]:
     """Holds a lock for the duration of the block; yields False, at once, if another holder has it.
 
-    A file system that has no locks is taken for one on which nobody holds any.
+    A file system that has no locks is taken for one without held locks.
     """
     with _opened(path) as descriptor:
         is_free = True

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 
 def notify(state: str) -> None:
-    """Sends a state such as "READY=1" to the socket in NOTIFY_SOCKET; nothing happens if nobody listens."""
+    """Sends a state such as "READY=1" to the socket in NOTIFY_SOCKET; nothing happens without a listener."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return

@@ -7,7 +7,9 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from fedround_server.domain.errors import MessageInvalid
+from fedround_server.interceptors.binding import bind
 from fedround_server.interceptors.wrapping import Handler, MappedMessages, WrappingInterceptor, rebuild, wrap_request
+from fedround_server.traces import Traces
 
 MESSAGE_SECONDS = 30.0
 """How long the only message of a call may take if the call was accepted before it."""
@@ -16,8 +18,12 @@ MESSAGE_SECONDS = 30.0
 class DecodingInterceptor(WrappingInterceptor):
     """Decodes requests; the innermost interceptor but for the codec.
 
-    gRPC itself would decode them before it calls any interceptor, log a traceback and answer UNKNOWN.
+    gRPC itself would decode them before it calls any interceptor, log a traceback and answer UNKNOWN. The first message
+    says what the call is about.
     """
+
+    def __init__(self, traces: Traces) -> None:
+        self._traces = traces
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """Returns a handler that is given the bytes of its messages."""
@@ -30,11 +36,16 @@ class DecodingInterceptor(WrappingInterceptor):
             except DecodeError:
                 raise MessageInvalid(f"a message of {name} cannot be decoded: send what its proto file says") from None
 
+        def decode_first(data: bytes) -> Any:
+            message = decode(data)
+            bind(message, self._traces)
+            return message
+
         async def decode_only(request: Any, _context: Any) -> Any:
-            return decode(request if isinstance(request, bytes) else await _only_message(name, request))
+            return decode_first(request if isinstance(request, bytes) else await _only_message(name, request))
 
         async def decode_each(requests: AsyncIterator[bytes], _context: Any) -> Any:
-            return MappedMessages(requests, decode)
+            return MappedMessages(requests, decode_first, decode)
 
         prepare = decode_each if handler.request_streaming else decode_only
         return rebuild(handler, lambda inner: wrap_request(inner, prepare), None, handler.response_serializer)

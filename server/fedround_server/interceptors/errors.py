@@ -63,11 +63,13 @@ class ErrorInterceptor(ContextInterceptor):
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except FedroundError as error:
+            structlog.contextvars.bind_contextvars(reason=error.reason)
             self._on_error(method, peer, error)
             structlog.contextvars.bind_contextvars(reason=error.reason)
             await _abort(context, to_status(error))
         except Exception:
             error_id = str(uuid.uuid4())
+            structlog.contextvars.bind_contextvars(reason="INTERNAL")
             log.exception("unexpected error", method=method, error_id=error_id)
             await _abort(context, _internal(error_id))
 

@@ -89,17 +89,21 @@ class ContextInterceptor(WrappingInterceptor):
 
 
 class MappedMessages:
-    """The messages of a stream, each replaced by what a function returns for it."""
+    """The messages of a stream, each replaced by what a function returns for it; another one for the first message."""
 
-    def __init__(self, messages: AsyncIterator[Any], function: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, messages: AsyncIterator[Any], first: Callable[[Any], Any], function: Callable[[Any], Any] | None = None
+    ) -> None:
         self._messages = messages
-        self._function = function
+        self._next = first
+        self._function = function or first
 
     def __aiter__(self) -> "MappedMessages":
         return self
 
     async def __anext__(self) -> Any:
-        return self._function(await anext(self._messages))
+        function, self._next = self._next, self._function
+        return function(await anext(self._messages))
 
 
 def wrap_request(inner: Any, prepare: Callable[[Any, Any], Awaitable[Any]]) -> Any:

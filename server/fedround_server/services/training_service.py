@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator
 
+import structlog
+
 from fedround.v1 import training_pb2, training_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
@@ -44,6 +46,8 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
             async for _ in stream.chunks():
                 raise FieldInvalid("spec.model_id", "selects a stored model, and a file is streamed: choose one")
         training = await self._trainings.create(caller().user_id, spec, file)
+        # For the line of the log about this call: the request did not have it.
+        structlog.contextvars.bind_contextvars(training_id=training.training_id)
         privacy = await self._privacy.spent(training)
         return training_pb2.CreateTrainingResponse(
             training=convert.training(training, caller().user_id, privacy=privacy)

@@ -1,12 +1,13 @@
 """The store: its verbs by noun, on one database."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Self
 
 from fedround_server.counters import Counters
-from fedround_server.store.db.run import Database, utc_now
+from fedround_server.domain.audit import AuditRecord
+from fedround_server.store.db.run import Database, discard, utc_now
 from fedround_server.store.verbs.audit import AuditVerbs
 from fedround_server.store.verbs.backup import BackupVerbs
 from fedround_server.store.verbs.control import ControlVerbs
@@ -32,6 +33,7 @@ class Store:
         *,
         no_sync: bool = False,
         counters: Counters | None = None,
+        tell: Callable[[Sequence[AuditRecord]], None] = discard,
     ) -> None:
         """Connects nothing yet.
 
@@ -40,8 +42,10 @@ class Store:
             now: Returns the time of entries of the audit log.
             no_sync: Whether SQLite forces nothing to disk.
             counters: Where transactions are counted; None for counters of its own.
+            tell: Called with the records of each verb that has changed something, once it is committed, in the context
+                of its caller.
         """
-        self._database = Database(url, now, no_sync=no_sync, counters=counters)
+        self._database = Database(url, now, no_sync=no_sync, counters=counters, tell=tell)
         self.users = UserVerbs(self._database)
         self.credentials = CredentialVerbs(self._database)
         self.models = ModelVerbs(self._database)

@@ -60,6 +60,8 @@ class BodyReceiver:
         self._max_buffered = max_buffered
         # The end of a small file, which `finish` writes: not worth waking a thread for it alone.
         self._rest: list[Chunk] = []
+        self.size_bytes = 0
+        """How much of the file has arrived, with what an earlier attempt left."""
         self._check_limit(incoming.size_bytes)
 
     @property
@@ -91,6 +93,7 @@ class BodyReceiver:
                 if gate.layout is not None and incoming.size_bytes is None:
                     space.cover(gate.layout.size_bytes)
                 await buffer.write(chunk)
+                self.size_bytes = buffer.size_bytes
             if self.is_small:
                 self._rest = buffer.take_rest()
 

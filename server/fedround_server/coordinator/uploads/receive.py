@@ -153,9 +153,13 @@ class Uploads:
                     with (
                         nullcontext()
                         if incoming.training_id is None
-                        else self.progress.watch(incoming.training_id, incoming.round, user_id, ref, writer)
+                        else self.progress.watch(incoming.training_id, incoming.round, user_id, ref, writer),
+                        self._context.traces.span("receive") as span,
                     ):
-                        await body.receive(writer, space)
+                        try:
+                            await body.receive(writer, space)
+                        finally:
+                            span.set("size_bytes", body.size_bytes)
 
                     def is_acceptable(not_finite: str | None) -> bool:
                         if not_finite is not None and not allow_non_finite:
@@ -170,7 +174,8 @@ class Uploads:
                         layout = _finish(body, writer)
                         beside = "" if expected is None else expected.beside
                         job = _check_job(writer, bound, model, scaled, beside)
-                        found = await self._check_and_sync(writer, job, bound)
+                        with self._context.traces.span("check"):
+                            found = await self._check_and_sync(writer, job, bound)
                         if found.problem is not None:
                             raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
                         received = Received(writer.staged.blob, layout.manifest, is_acceptable(found.not_finite))
@@ -205,7 +210,8 @@ class Uploads:
             self._blobs.commit(staged)
             return Received(staged.blob, layout.manifest, is_finite)
 
-        received = await in_thread(store)
+        with self._context.traces.span("check"):
+            received = await in_thread(store)
         return await decide(self._blobs, received.blob, accept(received))
 
     async def _check_and_sync(self, writer: BlobWriter, job: CheckJob, bound: NormBound | None) -> CheckResult:

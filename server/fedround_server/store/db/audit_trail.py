@@ -1,6 +1,6 @@
 """The audit trail: what verbs record of their changes, appended to the audit log at the end of their transaction."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -18,13 +18,21 @@ from fedround_server.store.tables.schema import AuditHeadRow, AuditRow
 _records: ContextVar[list[AuditRecord]] = ContextVar("records")
 
 
-def record(action: str, about: Row | None = None, /, *, subject: object = "", **facts: Any) -> None:
+def record(
+    action: str,
+    about: Row | None = None,
+    /,
+    *,
+    subject: object = "",
+    notes: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> None:
     """Records a change of the running verb; it becomes an entry of the audit log if the verb commits.
 
     `about` is the row of the training, the round or the model that it is about; `AuditRecord` describes the rest.
     """
     training_id, model_id = getattr(about, "training_id", ""), getattr(about, "model_id", "")
-    append(AuditRecord(action, training_id, model_id, str(subject), facts))
+    append(AuditRecord(action, training_id, model_id, str(subject), facts, notes or {}))
 
 
 def append(one: AuditRecord) -> None:
@@ -33,12 +41,12 @@ def append(one: AuditRecord) -> None:
 
 
 @contextmanager
-def recording(user_id: str, now: Callable[[], datetime]) -> Iterator[None]:
+def recording(user_id: str, now: Callable[[], datetime]) -> Iterator[Sequence[AuditRecord]]:
     """Collects the records of a block, and writes them at its end; only the commit may follow in the transaction."""
     records: list[AuditRecord] = []
     reset = _records.set(records)
     try:
-        yield
+        yield records
     finally:
         _records.reset(reset)
     if records:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -10,6 +11,7 @@ from typing import Any
 
 import peewee
 
+from fedround_server.domain.audit import AuditRecord
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import recording
 from fedround_server.store.db.connection import Connections, unavailable
@@ -24,20 +26,23 @@ class Call:
         name: The prefix of its failpoints.
         user_id: The user who makes the call; empty for the server itself.
         answer: Receives the result or the error, in the caller's event loop.
+        context: The caller's, for the lines of the log about what the call has changed.
     """
 
     verb: Callable[[], Any]
     name: str
     user_id: str
     answer: asyncio.Future[Any]
+    context: Context
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a call, or its error."""
+    """The result of a call, and what it has changed; or its error."""
 
     result: Any = None
     error: BaseException | None = None
+    records: Sequence[AuditRecord] = ()
 
 
 class Transactions:
@@ -95,7 +100,7 @@ class Transactions:
         _mark_committed(call, outcome)
         return outcome
 
-    def _run_in_transaction(self, call: Call) -> Any:
+    def _run_in_transaction(self, call: Call) -> Outcome:
         with self.begin():
             return self._run(call)
 
@@ -106,26 +111,32 @@ class Transactions:
         self._database.execute_sql("RELEASE verb" if outcome.error is None else "ROLLBACK TO verb")
         return outcome
 
-    def _run(self, call: Call) -> Any:
+    def _run(self, call: Call) -> Outcome:
         reached(f"{call.name}.begun")
-        with recording(call.user_id, self._now):
+        with recording(call.user_id, self._now) as records:
             result = call.verb()
         reached(f"{call.name}.written")
-        return result
+        return Outcome(result, records=records)
 
 
-def answer(calls: Sequence[Call], outcomes: Sequence[Outcome], count: Callable[[], None]) -> None:
+def answer(
+    calls: Sequence[Call],
+    outcomes: Sequence[Outcome],
+    count: Callable[[], None],
+    tell: Callable[[Sequence[AuditRecord]], None],
+) -> None:
     """Gives calls their outcomes; wakes their event loop once for all, as that takes as long as a statement.
 
     Args:
         calls: The calls.
         outcomes: Their outcomes.
         count: Called in the event loop of the first call, before it gets its outcome.
+        tell: Called in the event loop and the context of each call that has changed something, with what that is.
     """
     for loop, some in groupby(zip(calls, outcomes, strict=True), key=lambda pair: pair[0].answer.get_loop()):
         # In a closed loop no caller waits.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_set_answers, list(some), count)
+            loop.call_soon_threadsafe(_set_answers, list(some), count, tell)
         count = _count_nothing
 
 
@@ -133,7 +144,11 @@ def _count_nothing() -> None:
     pass
 
 
-def _set_answers(answered: Sequence[tuple[Call, Outcome]], count: Callable[[], None]) -> None:
+def _set_answers(
+    answered: Sequence[tuple[Call, Outcome]],
+    count: Callable[[], None],
+    tell: Callable[[Sequence[AuditRecord]], None],
+) -> None:
     count()
     for call, outcome in answered:
         # The caller may have been cancelled.
@@ -143,12 +158,16 @@ def _set_answers(answered: Sequence[tuple[Call, Outcome]], count: Callable[[], N
             call.answer.set_result(outcome.result)
         else:
             call.answer.set_exception(outcome.error)
+    # The callers go on afterwards.
+    for call, outcome in answered:
+        if outcome.records:
+            call.context.run(tell, outcome.records)
 
 
-def _outcome(run: Callable[[Call], Any], call: Call) -> Outcome:
+def _outcome(run: Callable[[Call], Outcome], call: Call) -> Outcome:
     try:
         with unavailable():
-            return Outcome(run(call))
+            return run(call)
     except BaseException as error:
         return Outcome(error=error)
 

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 from playhouse import migrations
 
 from fedround_server.counters import Counters
-from fedround_server.domain.audit import acting
+from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import FedroundError
 from fedround_server.store.db import connection
 from fedround_server.store.db.batching import Batch
@@ -45,6 +46,10 @@ def check_schema() -> None:
             )
 
 
+def discard(_records: Sequence[AuditRecord]) -> None:
+    """Does nothing with what was changed."""
+
+
 def utc_now() -> datetime:
     """Returns the machine's time."""
     return datetime.now(UTC)
@@ -64,9 +69,11 @@ class Database:
         *,
         no_sync: bool = False,
         counters: Counters | None = None,
+        tell: Callable[[Sequence[AuditRecord]], None] = discard,
     ) -> None:
         """Connects nothing yet; the arguments are those of `Store`."""
         self._counters = counters or Counters()
+        self._tell = tell
         self.is_postgres = connection.is_postgres(url)
         self._name = connection.database_name(url)
         self._peewee = connection.connect(url, no_sync=no_sync)
@@ -116,7 +123,7 @@ class Database:
             StoreUnavailable: The database does not answer; nothing was changed, or the whole change was made.
         """
         answered: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Call(verb, name, acting.get(), answered))
+        self._waiting.append(Call(verb, name, acting.get(), answered, copy_context()))
         self._executor.submit(self._serve)
         return await answered
 
@@ -155,7 +162,7 @@ class Database:
             outcomes = self._transactions.run(calls)
             seconds = time.perf_counter() - begun
             committed = any(outcome.error is None for outcome in outcomes)
-            answer(calls, outcomes, functools.partial(self._count, seconds if committed else None))
+            answer(calls, outcomes, functools.partial(self._count, seconds if committed else None), self._tell)
 
     def _count(self, seconds: float | None) -> None:
         """Counts a transaction by how long it took; None for one that was rolled back."""

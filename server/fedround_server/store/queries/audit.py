@@ -1,6 +1,7 @@
 """Reads of the audit log."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from fedround_server.domain.audit import AuditEntry, AuditHead
 from fedround_server.store.tables.mapping import to_entry
@@ -14,6 +15,12 @@ def find_head() -> AuditHead:
     """Returns the sequence and hash of the last entry."""
     row = AuditHeadRow.get()
     return AuditHead(row.sequence, row.hash)
+
+
+def find_last_time() -> datetime | None:
+    """Returns the time of the last entry; None if there is none."""
+    row: AuditRow | None = AuditRow.select().order_by(AuditRow.sequence.desc()).first()
+    return None if row is None else to_entry(row).time
 
 
 def find_entries(after: int, until: int, limit: int) -> list[AuditEntry]:

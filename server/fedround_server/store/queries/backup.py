@@ -1,4 +1,4 @@
-"""Reads of what a backup contains; they are made once, of a copy that nobody writes to."""
+"""Reads of what a backup contains; they are made once, of a copy that is not written to."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -115,7 +115,8 @@ def _close(training: TrainingRow, row: RoundRow, now: datetime) -> bool:
     this = (RoundRow.training_id == row.training_id) & (RoundRow.number == row.number)
     closed = bool(closing.where(this, RoundRow.state == RoundState.OPEN.value).execute())
     if closed:
-        record("round_closed", training, subject=row.number)
+        counts = {"arrived": row.arrived, "members": row.members, "failed": row.failed}
+        record("round_closed", training, subject=row.number, notes=counts)
         if _releases(training, row):
             released = WorkNotNeeded(row.number, row.arrived, row.members)
             append_event(training, released, now, audience=MISSING, number=row.number)
@@ -141,7 +142,8 @@ def _repeat(
     row.expected = expected_updates(policy, row.members, row.failed, row.needed)
     save(row)
     facts = {"attempt": row.attempt, "joined": joining, "members": row.members, **drawn}
-    record("round_extended", training, subject=row.number, **facts)
+    notes = {"arrived": row.arrived, "deadline": row.deadline}
+    record("round_extended", training, subject=row.number, notes=notes, **facts)
     extended = RoundExtended(row.number, row.attempt, row.deadline, row.arrived, row.expected)
     append_event(training, extended, now, audience=COHORT, number=row.number)
     return joining

@@ -1,6 +1,7 @@
 """Ends trainings and rounds without a result."""
 
 from datetime import datetime
+from typing import Any
 
 from fedround_server.domain.event import TrainingFailed, TrainingFinished, TrainingRemoved
 from fedround_server.domain.privacy import PRIVACY_BUDGET
@@ -31,7 +32,7 @@ def complete(training: TrainingRow, now: datetime) -> None:
             f"the privacy budget allows no further round: the model has version {training.model_version} of"
             f" {training.spec['target_num_updates']}"
         )
-    facts = {"reason": reason} if reason else {}
+    facts: dict[str, Any] = {"reason": reason} if reason else {}
     record("training_completed", training, subject=training.model_version, early=early, stopped=stopped, **facts)
     training.paused = False
     move(training, TrainingState.COMPLETED, now)

@@ -211,13 +211,14 @@ def _open(
         kind=kind.public_name,
         version=row.model_version,
         members=members,
+        notes={"deadline": row.deadline},
         **facts,
         **config,
     )
     started = round_started(training, row, is_configured=bool(config))
     append_event(training, started, now, audience=COHORT, number=row.number)
     if is_empty:
-        record("round_closed", training, subject=row.number)
+        record("round_closed", training, subject=row.number, notes={"arrived": 0, "members": members})
     reached("round.opened")
 
 

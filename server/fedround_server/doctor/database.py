@@ -1,0 +1,126 @@
+"""The database: whether it answers, its schema, its integrity, and the files that it refers to."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedround_server.config import Settings
+from fedround_server.doctor.data_directory import check_token_file
+from fedround_server.doctor.finding import Finding
+from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.domain.token import hash_token
+from fedround_server.store.db import inspection
+from fedround_server.store.db.connection import database_name, reading
+from fedround_server.store.db.wal import check_log
+from fedround_server.store.queries.audit import find_last_time
+from fedround_server.store.queries.blob import page_needed_files
+from fedround_server.store.queries.credentials import find_token_owners, have_certificate_names, list_live_tokens
+from fedround_server.store.queries.user import list_admin_ids
+
+INTEGRITY_SECONDS = 10.0
+FILES_SECONDS = 20.0
+"""How long the checks take at most that read everything."""
+BATCH = 1000
+MAX_NAMED = 3
+
+
+class Database:
+    """The checks of one database.
+
+    Attributes:
+        last_time: When the audit log had its last entry, once that was read.
+    """
+
+    def __init__(self, settings: Settings, *, is_running: bool) -> None:
+        self._settings = settings
+        self._is_running = is_running
+        self.last_time: datetime | None = None
+
+    def check(self) -> Iterator[Finding]:
+        """Checks the database; stops where the rest depends on what is wrong."""
+        url = self._settings.database or self._settings.data_dir / "fedround.db"
+        name = database_name(url)
+        if isinstance(url, Path) and not url.exists():
+            yield Finding("database", "note", f"{name} does not exist: the first start of a server makes it")
+            return
+        try:
+            if isinstance(url, Path) and not self._is_running:
+                check_log(url)
+            with reading(url):
+                yield Finding("database", "ok", f"{name} answers: {inspection.version()}")
+                yield from self._check_open()
+        except (StoreUnavailable, RuntimeError) as error:
+            yield Finding("database", "fail", f"{name}: {error}")
+
+    def _check_open(self) -> Iterator[Finding]:
+        missing, unknown = inspection.migrations()
+        if unknown:
+            yield Finding(
+                "schema", "fail", f"of a newer version of fedround (it has {unknown[-1]}): install that version"
+            )
+            return
+        if missing:
+            yield Finding("schema", "note", f"of an older version: the next start adds {', '.join(missing)}")
+            return
+        yield Finding("schema", "ok", "of this version")
+        yield from map(_of_setting, inspection.durability())
+        yield self._check_integrity()
+        yield self._check_files()
+        yield self._check_admins()
+        self.last_time = find_last_time()
+
+    def _check_integrity(self) -> Finding:
+        problem = inspection.quick_check(INTEGRITY_SECONDS)
+        if problem is None:
+            return Finding("integrity", "note", f"not checked to the end within {INTEGRITY_SECONDS:.0f} s")
+        if problem:
+            return Finding("integrity", "fail", f"the database is damaged ({problem}): restore it from a backup")
+        return Finding("integrity", "ok", "no damage found")
+
+    def _check_files(self) -> Finding:
+        """Checks that files exist with their size; their bytes are verified when they are used."""
+        objects, after, count = self._settings.data_dir / "objects", "", 0
+        end, bad = time.monotonic() + FILES_SECONDS, []
+        while page := page_needed_files(after, BATCH):
+            for sha256, size_bytes in page:
+                try:
+                    found = (objects / sha256[:2] / sha256).stat().st_size
+                except OSError as error:
+                    bad.append(f"{sha256} ({error.strerror})")
+                else:
+                    if found != size_bytes:
+                        bad.append(f"{sha256} ({found} of {size_bytes} bytes)")
+            after, count = page[-1][0], count + len(page)
+            if time.monotonic() > end:
+                break
+        checked = f"{count} checked by size" + (", not all of them" if page else "")
+        if not bad:
+            return Finding("files", "ok", checked)
+        more = f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
+        return Finding(
+            "files", "fail", f"{checked}, damaged or missing: {', '.join(bad[:MAX_NAMED])}{more}: restore a backup"
+        )
+
+    def _check_admins(self) -> Finding:
+        path = self._settings.data_dir / "admin.token"
+        problem, token = check_token_file(path)
+        if problem is not None:
+            return problem
+        now, admins = datetime.now(UTC), list_admin_ids()
+        can_enter = have_certificate_names(admins) or any(list_live_tokens(user_id, now) for user_id in admins)
+        if not can_enter:
+            return Finding(
+                "admin.token", "note", "no admin has a valid token: the next start writes one to admin.token"
+            )
+        if not token:
+            return Finding("admin.token", "ok", f"an admin has a valid credential; {path} is kept elsewhere")
+        owner = find_token_owners([hash_token(token)]).get(hash_token(token))
+        if owner is None or not owner[1].is_live(now):
+            return Finding("admin.token", "note", f"the token in {path} is not valid any more: remove the file")
+        return Finding("admin.token", "ok", f"{path} has a valid token")
+
+
+def _of_setting(found: tuple[str, str, str]) -> Finding:
+    name, value, problem = found
+    return Finding(f"database {name}", "fail" if problem else "ok", f"{value}: {problem}" if problem else value)
