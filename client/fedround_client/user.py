@@ -173,16 +173,23 @@ class UserCalls:
         request = user_pb2.UpdateUserRequest(user_id=user_id, labels=labels)
         return self._rpc.unary(self._rpc.users.UpdateUser, request).user
 
-    def remove_user(self, user_id: str, *, force: bool = False) -> None:
-        """Removes a user, its tokens and its participation in trainings, and the trainings that it created.
+    def remove_user(self, user_id: str, *, force: bool = False, remove_models: bool = False) -> None:
+        """Removes a user, its tokens, its participation in trainings, and the trainings of its that have not ended.
 
         For admins.
+
+        Args:
+            user_id: UUID of the user. With remove_models, it may have been removed before.
+            force: Remove the user even if it is the actor of running trainings, which are then removed too.
+            remove_models: Remove its models and its ended trainings, too. Otherwise they stay for their participants,
+                and only another call with remove_models removes them.
 
         Raises:
             UserNotFound: No user has this UUID.
             TrainingRunning: It is the actor of a running training, and force is False.
         """
-        self._rpc.unary(self._rpc.users.RemoveUser, user_pb2.RemoveUserRequest(user_id=user_id, force=force))
+        request = user_pb2.RemoveUserRequest(user_id=user_id, force=force, remove_models=remove_models)
+        self._rpc.unary(self._rpc.users.RemoveUser, request)
 
 
 def _role(name: RoleName) -> user_pb2.Role.ValueType:

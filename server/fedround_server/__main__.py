@@ -33,22 +33,29 @@ def main(argv: list[str] | None = None) -> int:
     except ValidationError as error:
         for problem in problems(error, chosen):
             sys.stderr.write(f"error: {problem}\n")
+        for variable, near in _unknown_variables().items():
+            sys.stderr.write(f"warning: {variable} is no setting: do you mean {near}?\n")
         return 2
     with logs.capture_stderr() if settings.log_format == "json" else nullcontext() as stderr:
         logs.set_up(settings.log_format, settings.log_level, stderr)
         if settings.config is not None:
             log.info("read settings from a file", path=str(settings.config))
+        # Before the start, whose failure it may explain.
+        for variable, near in _unknown_variables().items():
+            log.warning("an environment variable is no setting", variable=variable, nearest=near)
         return _serve(settings, chosen)
 
 
-def _warn_of_settings(settings: Settings, chosen: Mapping[str, object]) -> None:
-    """Logs what an operator probably did not mean."""
+def _warn_of_passwords(settings: Settings, chosen: Mapping[str, object]) -> None:
+    """Logs who else can see the database's password."""
     if settings.config is not None and config_file.exposes_password(settings.config):
         log.warning("others can read the database's password in this file: run chmod 600", path=str(settings.config))
     if config_file.has_password(str(chosen.get("database", ""))):
         log.warning("others can see the password in --database: put it into the file, or into FEDROUND_DATABASE")
-    for variable, near in config_file.unknown_variables(os.environ, Settings.model_fields).items():
-        log.warning("an environment variable is no setting", variable=variable, nearest=near)
+
+
+def _unknown_variables() -> dict[str, str]:
+    return config_file.unknown_variables(os.environ, Settings.model_fields)
 
 
 def _serve(settings: Settings, chosen: Mapping[str, object]) -> int:
@@ -99,7 +106,7 @@ async def _run(settings: Settings, chosen: Mapping[str, object]) -> None:
         sys.stdout.write(f"the data is in {settings.data_dir.resolve()}\n")
         sys.stdout.flush()
         allocator.set_up()
-        _warn_of_settings(settings, chosen)
+        _warn_of_passwords(settings, chosen)
         notify(f"READY=1\nSTATUS=serving on {address}")
         await stop.wait()
         notify("STOPPING=1\nSTATUS=finishing the calls in progress")

@@ -111,8 +111,9 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             with explained(database):
                 await coordinator.recover()
                 if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token), is_lost=is_lost):
-                    why = "the file of its token was empty" if is_lost else "no admin had a valid token"
-                    log.info(f"{why}: wrote a new one to the file", path=str(token_file))
+                    lost = "the token file was empty: wrote a new token of the admin to it, and revoked the others"
+                    new = "no admin had a valid token: wrote a new one to the file"
+                    log.info(lost if is_lost else new, path=str(token_file))
             server = GrpcServer(settings, coordinator, counters, traces)
             tasks.create_task(allocator.give_back(server.take_load), name="give memory back")
             address = server.bind()

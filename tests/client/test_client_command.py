@@ -199,6 +199,11 @@ def test_the_token_of_a_new_user_is_printed(server, command):
     [
         (f"user remove {USER} --force", RemoveUserRequest(user_id=USER, force=True), RemoveUserResponse()),
         (
+            f"user remove {USER} --remove-models",
+            RemoveUserRequest(user_id=USER, remove_models=True),
+            RemoveUserResponse(),
+        ),
+        (
             f"training remove {TRAINING} --force",
             RemoveTrainingRequest(training_id=TRAINING, force=True),
             RemoveTrainingResponse(),

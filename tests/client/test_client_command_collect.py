@@ -12,6 +12,7 @@ from fedround.v1.server_pb2 import CollectFilesResponse
     [
         (CollectFilesResponse(num_files=214, size_bytes=21_474_837), "Deleted 214 files of 21,474,837 bytes.\n"),
         (CollectFilesResponse(num_files=1, size_bytes=96), "Deleted 1 file of 96 bytes.\n"),
+        (CollectFilesResponse(), "No file was deleted: all are needed, or were stored within the last hour.\n"),
     ],
 )
 def test_collect_says_what_was_given_back(server, command, found, printed):

@@ -1,5 +1,6 @@
 """Denied calls in the audit log: the first at once, repeated ones as one entry, in a bounded number of groups."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fedround_server.coordinator.denied_calls import (
     GROUP_INTERVAL,
     MAX_AUTHENTICATED,
     MAX_UNAUTHENTICATED,
+    RETRY_INTERVAL,
     DeniedCalls,
 )
 from fedround_server.domain.audit import acting
@@ -162,3 +164,18 @@ async def test_what_follows_the_last_update_is_recorded_as_done_by_the_server(
     by: dict[str, Any] = {entry.action: entry.user_id for entry in await store.audit.read(0, 100, 100)}
     assert (by["update_accepted"], by["round_closed"]) == (client, client)
     assert (by["updates_counted"], by["version_made"], by["training_completed"]) == ("", "", "")
+
+
+async def test_a_database_that_does_not_answer_is_asked_less_often(
+    store: Store, coordination: Coordination, calls: DeniedCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acting.set(new_id())
+    calls.record(METHOD, PEER, RoleRequired("no"))
+    lose(monkeypatch, AuditVerbs, "add", committed=False)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(calls.run())
+        for interval, count in ((FLUSH_INTERVAL, 0), (RETRY_INTERVAL, 0), (FLUSH_INTERVAL, 1)):
+            await coordination.clock.asleep(interval)
+            assert len(await denied(store)) == count
+            coordination.clock.advance(interval)
+        running.cancel()

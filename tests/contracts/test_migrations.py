@@ -1,5 +1,6 @@
 """A database becomes what the store needs, whoever opens it and however often."""
 
+import logging
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import pytest
 from contracts.world import World
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store import Store
+from fedround_server.store.db.connection import database_name
 from fedround_server.store.db.run import MIGRATIONS
 from fedround_server.store.tables.base import database_proxy
 from fedround_server.store.tables.schema import TABLES
@@ -50,6 +52,29 @@ async def test_a_second_opening_changes_nothing(empty_database: str, tmp_path: P
         user = await World(store).user(name="somebody")
     with Store(url) as store:
         assert (await store.users.get(user)).name == "somebody"
+
+
+def test_creation_and_migration_are_logged_in_one_line(
+    empty_database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    newest = len(list(MIGRATIONS.glob("[0-9]*.py")))
+    url = empty_database or str(tmp_path / "fedround.db")
+    with Store(url):
+        pass
+    (created,) = caplog.messages
+    assert created == f"created the database {database_name(url)}"
+    caplog.clear()
+    with Store(url):
+        opened: peewee.Database = database_proxy.obj
+        # As the version before the last migrations left it.
+        opened.execute_sql("DELETE FROM schema_migration WHERE name >= '0015'")
+        opened.execute_sql("DROP INDEX training_create_time_training_id")
+        opened.close()
+    assert caplog.messages == []
+    with Store(url):
+        pass
+    assert caplog.messages == [f"migrated the database {database_name(url)} from version 14 to {newest}"]
 
 
 def test_three_servers_may_migrate_one_database_at_once(empty_database: str, tmp_path: Path) -> None:

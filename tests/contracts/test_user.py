@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
+from contracts.audits import chained
 from contracts.world import SPEC, World, blob, new_id, new_model
 from fedround_server.domain.errors import (
     LastAdmin,
+    ModelNotFound,
     TokenInvalid,
     TrainingNotFound,
     TrainingRunning,
@@ -21,6 +23,19 @@ from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
+
+
+async def stored_models(store: Store, owner: str) -> list[str]:
+    return [model.model_id for model in await store.models.page(owner, None, 10)]
+
+
+async def ended_training(store: Store, world: World, actor: str, client: str) -> Training:
+    """A training that is complete, with its model and the updates of its round."""
+    ended = await world.training(actor, [client], target_num_updates=1)
+    await store.trainings.start(ended.training_id, actor, None, world.now)
+    await world.submit(ended.training_id, 0, client)
+    await world.commit(ended.training_id)
+    return ended
 
 
 async def test_a_user_is_found(store: Store, world: World) -> None:
@@ -113,10 +128,7 @@ async def test_who_steers_running_trainings_is_removed_with_force_only(store: St
 async def test_a_removed_actors_trainings_go_with_it_but_those_that_are_ended(store: Store, world: World) -> None:
     actor, (client,), running = await world.running(1)
     waiting = await world.training(actor, [client])
-    ended = await world.training(actor, [client], target_num_updates=1)
-    await store.trainings.start(ended.training_id, actor, None, world.now)
-    await world.submit(ended.training_id, 0, client)
-    await world.commit(ended.training_id)
+    ended = await ended_training(store, world, actor, client)
     other = await world.training(await world.user(Role.ACTOR), [actor, client])
     removed = await store.users.remove(actor, world.now, force=True)
     assert removed == sorted(training.training_id for training in (running, waiting, other))
@@ -180,3 +192,38 @@ async def test_the_last_participant_may_be_removed_as_a_user(store: Store, world
     assert after.state is TrainingState.ERROR
     assert after.failure is not None
     assert after.failure.reason == "NO_PARTICIPANTS"
+
+
+async def test_models_and_ended_trainings_are_removed_with_their_user_if_asked(store: Store, world: World) -> None:
+    actor, client = await world.user(Role.ACTOR), await world.user()
+    ended = await ended_training(store, world, actor, client)
+    unused = await store.models.create(new_id(), actor, new_model("unused"), Quotas(), world.now)
+    other = await world.user(Role.ACTOR)
+    kept = await ended_training(store, world, other, client)
+    files = [blob("unused").sha256]
+    assert await store.models.digests_in_use(files) == set(files)
+    assert await store.users.remove(actor, world.now, remove_models=True) == [ended.training_id]
+    assert await stored_models(store, actor) == []
+    assert await store.models.digests_in_use(files) == set()
+    with pytest.raises(TrainingNotFound):
+        await store.trainings.get(ended.training_id, client)
+    with pytest.raises(ModelNotFound):
+        await store.models.get(ended.model_id, client)
+    removed = [entry for entry in await chained(store) if entry.action in ("training_removed", "model_removed")]
+    assert {entry.training_id for entry in removed} == {"", ended.training_id}
+    assert {entry.model_id for entry in removed if entry.action == "model_removed"} == {ended.model_id, unused.model_id}
+    assert (await store.trainings.get(kept.training_id, client)).state is TrainingState.COMPLETED
+    assert await stored_models(store, other) == [kept.model_id]
+
+
+async def test_what_a_removed_user_left_is_removed_later(store: Store, world: World) -> None:
+    actor, client = await world.user(Role.ACTOR), await world.user()
+    ended = await ended_training(store, world, actor, client)
+    assert await store.users.remove(actor, world.now) == []
+    assert (await store.models.get(ended.model_id, client)).latest.version == 1
+    removals = (store.users.remove(actor, world.now, remove_models=True) for _ in range(3))
+    answers = await asyncio.gather(*removals)
+    assert sorted(answers) == [[], [], [ended.training_id]]
+    assert await stored_models(store, actor) == []
+    with pytest.raises(UserNotFound):
+        await store.users.remove(new_id(), world.now, remove_models=True)

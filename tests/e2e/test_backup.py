@@ -215,11 +215,13 @@ def test_the_commands_say_what_they_have_done(
 
     code, out, _ = run("backup", "--data-dir", str(data_dir), "--output", str(output), "--format", "json")
     assert (code, json.loads(out)["manifest"]["trainings"]) == (0, {"ONGOING": 1})
-    assert run("backup", "verify", str(output)) == (0, "Read 3 files of 1 snapshots: 0 problems.\n", "")
+    assert run("backup", "verify", str(output)) == (0, "Read 3 files of 1 snapshot: 0 problems.\n", "")
     target = str(tmp_path / "restored")
     code, out, _ = run("restore", str(output), "--data-dir", target)
     assert code == 0
-    assert "Trainings: 1 ONGOING. Models: 1. Users: 3.\nNext:\n  - start the server: fedround serve" in out
+    assert out.startswith("Restored the snapshot of 20")
+    assert f" to {target}.\nTrainings: 1 ONGOING. Models: 1. Users: 3.\nFiles: 2, of " in out
+    assert "\nNext:\n  - start the server: fedround serve" in out
     code, _, error = run("restore", str(output), "--data-dir", target, "--format", "json")
     assert (code, json.loads(error)["reason"]) == (1, "BACKUP")
     nowhere = str(tmp_path / "nowhere")
@@ -227,7 +229,7 @@ def test_the_commands_say_what_they_have_done(
     assert run("backup", "--data-dir", nowhere, "--output", str(output)) == (1, "", told)
     flip(blobs(output)[0], 1)
     code, out, error = run("backup", "verify", str(output))
-    assert (code, out) == (1, "Read 3 files of 1 snapshots: 1 problems.\n")
+    assert (code, out) == (1, "Read 3 files of 1 snapshot: 1 problem.\n")
     assert error.startswith(f"error: {blobs(output)[0]} is damaged: its SHA-256 is ")
 
 
@@ -237,7 +239,9 @@ def test_the_command_passes_its_options_on(data_dir: Path, output: Path) -> None
     call = [sys.executable, "-m", "fedround_client", *words]
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f" in {output}: the database and 2 files of\n" in done.stdout
+    assert f" in {output}.\n" in done.stdout
+    assert "\nFiles: 2, of " in done.stdout
+    assert "\nNew files: 2, of " in done.stdout
 
 
 def test_logs_of_open_trainings_begin_a_new_history(data_dir: Path, output: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from fedround_server.__main__ import _warn_of_settings
+from fedround_server.__main__ import _warn_of_passwords, main
 from fedround_server.config import Settings
 from fedround_server.config import file as config_file
 from servers import MODULE, Server
@@ -44,17 +44,23 @@ def test_a_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
         server.start()
 
 
-def test_the_log_says_which_file_was_read_and_which_variable_is_misspelled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_says_which_file_was_read(tmp_path: Path) -> None:
     file = tmp_path / "my.toml"
     file.write_text("grace_seconds = 1\n")
     with Server(tmp_path / "data", options=("--config", str(file))) as server:
         assert f"path={file}" in next(line for line in server.log.splitlines() if "read settings from a file" in line)
-    monkeypatch.setenv("FEDROUND_MAX_UPLOAD", "1")
-    with capture_logs() as lines:
-        _warn_of_settings(Settings(), {})
-    assert [(line["variable"], line["nearest"]) for line in lines] == [("FEDROUND_MAX_UPLOAD", "FEDROUND_MAX_UPLOADS")]
+
+
+def test_a_start_that_fails_warns_of_a_misspelled_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEDROUND_DATABSE", "postgresql:///other")
+    (tmp_path / "admin.token").write_text("used")
+    assert main(["--data-dir", str(tmp_path), "--listen", "127.0.0.1:0"]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert "an environment variable is no setting" in lines[0]
+    assert "nearest=FEDROUND_DATABASE variable=FEDROUND_DATABSE" in lines[0]
+    assert lines[1].startswith("error: ")
 
 
 def test_the_log_says_that_a_password_can_be_seen(tmp_path: Path) -> None:
@@ -64,11 +70,11 @@ def test_the_log_says_that_a_password_can_be_seen(tmp_path: Path) -> None:
     for mode, words in ((0o644, ["run chmod 600"]), (0o600, [])):
         file.chmod(mode)
         with capture_logs() as lines:
-            _warn_of_settings(Settings(config=file), {})
+            _warn_of_passwords(Settings(config=file), {})
         assert [word for word in words if word not in lines[0]["event"]] == []
         assert len(lines) == len(words)
     with capture_logs() as lines:
-        _warn_of_settings(Settings(database=url), {"database": url})
+        _warn_of_passwords(Settings(database=url), {"database": url})
     assert "others can see the password in --database" in lines[0]["event"]
     assert "secret" not in str(lines)
     file.unlink()

@@ -135,6 +135,7 @@ def test_a_start_makes_a_token_when_its_file_was_emptied(tmp_path: Path) -> None
         (server.data_dir / "admin.token").touch()
         server.stop()
         server.start()
+        assert "wrote a new token of the admin to it, and revoked the others" in server.log
         with grpc.insecure_channel(server.address) as channel:
             assert Person(channel, server.admin_token).users.GetMyself(user_pb2.GetMyselfRequest()).user.name == "admin"
             with fails_with("UNAUTHENTICATED", "TOKEN_INVALID", "token"):

@@ -194,6 +194,16 @@ def test_a_password_that_others_can_read_is_found(folder: Path) -> None:
     assert config_file.has_password("postgresql://db/fedround?password=secret")
 
 
+def test_a_misspelled_variable_is_named_with_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEDROUND_TLS_CRT", "server.pem")
+    assert main(["--listen", "0.0.0.0:0"]) == 2
+    error, warning = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: 0.0.0.0 is not a loopback address")
+    assert warning == "warning: FEDROUND_TLS_CRT is no setting: do you mean FEDROUND_TLS_CERT?"
+
+
 def test_the_help_has_every_setting_once_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

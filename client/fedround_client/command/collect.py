@@ -18,6 +18,8 @@ def collect(context: typer.Context, form: FormatOption = Format.TABLE) -> None:
         found = client.collect_files()
     if form is Format.JSON:
         echo_json(as_dict(found))
+    elif not found.num_files:
+        echo("No file was deleted: all are needed, or were stored within the last hour.")
     else:
         files = "file" if found.num_files == 1 else "files"
         echo(f"Deleted {found.num_files} {files} of {found.size_bytes:,} bytes.")

@@ -121,13 +121,25 @@ def show_(context: typer.Context, user: names.OptionalUser = "", form: FormatOpt
 def remove(
     context: typer.Context,
     user: names.User,
-    force: Annotated[bool, typer.Option("--force", help="Even if it is the actor of a running training.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it is the actor of running trainings, which are removed, too.")
+    ] = False,
+    remove_models: Annotated[
+        bool,
+        typer.Option(
+            "--remove-models",
+            help="Remove its models and ended trainings, too, also if the user was removed before: give its id then.",
+        ),
+    ] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Remove a user, its tokens and its participation in trainings, and the trainings that it created."""
+    """Remove a user, its tokens, its participation in trainings, and those of its trainings that have not ended.
+
+    Its models and its ended trainings stay for their participants, unless --remove-models is given.
+    """
     with client_of(context) as client:
         user_id = names.user_id(client, user)
-        client.remove_user(user_id, force=force)
+        client.remove_user(user_id, force=force, remove_models=remove_models)
     show_removed("user", user_id, form)
 
 

@@ -717,19 +717,25 @@ class RemoveUserRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    REMOVE_MODELS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """UUID of the user."""
     force: _builtins.bool
     """Remove the user even if it is the actor of running trainings, which are then removed too."""
+    remove_models: _builtins.bool
+    """Remove its models and its ended trainings, too, so that their files are deleted. For those of a user that was
+    removed before, name that user again: nobody else can remove them.
+    """
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         force: _builtins.bool = ...,
+        remove_models: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "remove_models", b"remove_models", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -161,9 +161,10 @@ class UserServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RemoveUser(self, request, context):
-        """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
-        trainings of which it is the actor are removed, since no other user can control them; running ones only with
-        force. Admins only.
+        """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. Of the
+        trainings of which it is the actor, those that have not ended are removed, since no other user can control them;
+        running ones only with force. Its ended trainings and its models stay for their participants, unless remove_models
+        is set. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,9 +59,10 @@ class UserServiceStub:
     UpdateUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.UpdateUserRequest, _user_pb2.UpdateUserResponse]
     """Replaces the labels of a user. Admins only."""
     RemoveUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.RemoveUserRequest, _user_pb2.RemoveUserResponse]
-    """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
-    trainings of which it is the actor are removed, since no other user can control them; running ones only with
-    force. Admins only.
+    """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. Of the
+    trainings of which it is the actor, those that have not ended are removed, since no other user can control them;
+    running ones only with force. Its ended trainings and its models stay for their participants, unless remove_models
+    is set. Admins only.
     """
 
 @_typing.type_check_only
@@ -95,9 +96,10 @@ class UserServiceAsyncStub(UserServiceStub):
     UpdateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.UpdateUserRequest, _user_pb2.UpdateUserResponse]  # type: ignore[assignment]
     """Replaces the labels of a user. Admins only."""
     RemoveUser: _aio.UnaryUnaryMultiCallable[_user_pb2.RemoveUserRequest, _user_pb2.RemoveUserResponse]  # type: ignore[assignment]
-    """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
-    trainings of which it is the actor are removed, since no other user can control them; running ones only with
-    force. Admins only.
+    """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. Of the
+    trainings of which it is the actor, those that have not ended are removed, since no other user can control them;
+    running ones only with force. Its ended trainings and its models stay for their participants, unless remove_models
+    is set. Admins only.
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -188,9 +190,10 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.RemoveUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.RemoveUserResponse, _abc.Awaitable[_user_pb2.RemoveUserResponse]]:
-        """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
-        trainings of which it is the actor are removed, since no other user can control them; running ones only with
-        force. Admins only.
+        """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. Of the
+        trainings of which it is the actor, those that have not ended are removed, since no other user can control them;
+        running ones only with force. Its ended trainings and its models stay for their participants, unless remove_models
+        is set. Admins only.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -117,13 +117,12 @@ def _take(options: argparse.Namespace) -> int:
     if options.format == "json":
         _print_json(asdict(taken))
     else:
-        what = f"{taken.num_copied} new files of {taken.bytes_copied:,} bytes"
         if taken.manifest is None:
-            _print(f"Copied {what} to {options.output}.")
+            _print(f"Copied {_count(taken.num_copied, 'file')} of {taken.bytes_copied:,} bytes to {options.output}.")
         else:
-            one = taken.manifest
-            _print(f"Snapshot {taken.snapshot} in {options.output}: the database and {one.num_files} files of")
-            _print(f"{one.size_bytes:,} bytes, among them {what}. {_contents(one)}")
+            _print(f"Made the snapshot {taken.snapshot} in {options.output}.")
+            _print_contents(taken.manifest)
+            _print(f"New files: {taken.num_copied}, of {taken.bytes_copied:,} bytes.")
     for digest in taken.damaged:
         sys.stderr.write(f"error: {digest} is damaged or missing in the data directory, and not in the backup\n")
     return 1 if taken.damaged else 0
@@ -136,7 +135,8 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         for problem in found.problems:
             sys.stderr.write(f"error: {problem}\n")
-        _print(f"Read {found.num_files} files of {len(found.snapshots)} snapshots: {len(found.problems)} problems.")
+        read, snapshots = _count(found.num_files, "file"), _count(len(found.snapshots), "snapshot")
+        _print(f"Read {read} of {snapshots}: {_count(len(found.problems), 'problem')}.")
     return 1 if found.problems else 0
 
 
@@ -155,8 +155,8 @@ def _restore(options: argparse.Namespace) -> int:
     if manifest is None:
         _print(f"Restored the files to {options.data_dir}.")
     else:
-        what = f"the database of {manifest.time}, and {manifest.num_files} files of {manifest.size_bytes:,} bytes"
-        _print(f"Restored {what},\nto {options.data_dir}. {_contents(manifest)}")
+        _print(f"Restored the snapshot of {manifest.time} to {options.data_dir}.")
+        _print_contents(manifest)
         for digest in manifest.damaged:
             sys.stderr.write(f"warning: {digest} was damaged or missing when the backup was made\n")
     _print(NEXT_STEPS.format(data_dir=options.data_dir))
@@ -170,9 +170,14 @@ def _settings(**chosen: str | None) -> Settings:
         raise BackupError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
-def _contents(manifest: Manifest) -> str:
+def _print_contents(manifest: Manifest) -> None:
     states = ", ".join(f"{count} {state}" for state, count in manifest.trainings.items())
-    return f"Trainings: {states or 'none'}. Models: {manifest.num_models}. Users: {manifest.num_users}."
+    _print(f"Trainings: {states or 'none'}. Models: {manifest.num_models}. Users: {manifest.num_users}.")
+    _print(f"Files: {manifest.num_files}, of {manifest.size_bytes:,} bytes.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _positive(text: str) -> int:

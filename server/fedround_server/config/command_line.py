@@ -163,4 +163,8 @@ def _help(setting: Setting) -> str:
 
 def _file_in_use() -> str:
     path = file.find(None)
-    return "No file is read: there is none here." if path is None else f"The file that is read here: {path}"
+    return (
+        "No file is read: there is no fedround.toml in this directory, and FEDROUND_CONFIG names none."
+        if path is None
+        else f"The file that is read here: {path}"
+    )

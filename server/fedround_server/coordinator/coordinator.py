@@ -62,13 +62,13 @@ class Coordinator:
         reached("start.recovered")
         self._housekeeping.start()
 
-    async def remove_user(self, user_id: str, *, force: bool) -> None:
+    async def remove_user(self, user_id: str, *, force: bool, remove_models: bool = False) -> None:
         """Removes a user with the trainings that it steers, and goes on with those in which it took part.
 
         Raises:
             FedroundError: As described for `Users.remove`.
         """
-        await self._context.tasks.run_shielded(self._remove_user(user_id, force))
+        await self._context.tasks.run_shielded(self._remove_user(user_id, force, remove_models))
 
     def start_draining(self) -> None:
         """Stops opening and closing rounds, and ends every subscription with a message that the server goes away."""
@@ -81,8 +81,8 @@ class Coordinator:
         await self._housekeeping.keep_last_seen()
         await self.audit.stop()
 
-    async def _remove_user(self, user_id: str, force: bool) -> None:
-        for training_id in await self.users.remove(user_id, force=force):
+    async def _remove_user(self, user_id: str, force: bool, remove_models: bool) -> None:
+        for training_id in await self.users.remove(user_id, force=force, remove_models=remove_models):
             await self.rounds.follow_up(training_id)
         # Last: it may take long, and nothing depends on it.
         await self.uploads.end(user_id)

@@ -14,6 +14,8 @@ from fedround_server.domain.errors import FedroundError, Unavailable
 
 log = logging.getLogger(__name__)
 FLUSH_INTERVAL = timedelta(seconds=2)
+RETRY_INTERVAL = timedelta(seconds=30)
+"""How long after a failure the next attempt is: each one logs that the database does not answer."""
 GROUP_INTERVAL = timedelta(minutes=1)
 """How often a group of denied calls is written, after its first entry."""
 MAX_AUTHENTICATED = 1000
@@ -85,16 +87,21 @@ class DeniedCalls:
 
     async def run(self) -> None:
         """Writes the groups that are due, forever."""
+        interval = FLUSH_INTERVAL
         while True:
-            await self._context.clock.sleep(FLUSH_INTERVAL)
-            await self.flush()
+            await self._context.clock.sleep(interval)
+            interval = FLUSH_INTERVAL if await self.flush() else RETRY_INTERVAL
 
-    async def flush(self, *, everything: bool = False) -> None:
-        """Writes the groups that are due, or all, in one transaction; after a failure they are kept for the next."""
+    async def flush(self, *, everything: bool = False) -> bool:
+        """Writes the groups that are due, or all, in one transaction.
+
+        Returns:
+            Whether the database answered; otherwise they are kept for the next attempt.
+        """
         async with self._writing:
-            await self._flush(everything=everything)
+            return await self._flush(everything=everything)
 
-    async def _flush(self, *, everything: bool) -> None:
+    async def _flush(self, *, everything: bool) -> bool:
         now, records = self._context.clock.now(), []
         written: list[tuple[_Group, int]] = []
         for groups in (self._authenticated, self._unauthenticated):
@@ -108,17 +115,18 @@ class DeniedCalls:
                 records.append(_record(key, group))
                 written.append((group, group.count))
         if not records:
-            return
+            return True
         try:
             await self._context.store.audit.add(records)
         except Unavailable as error:
             log.warning("recording denied calls: %s", error)
-            return
+            return False
         for group, count in written:
             # More calls may have been counted during the transaction.
             group.count -= count
             group.since = now
             group.due = now + GROUP_INTERVAL
+        return True
 
 
 def _record(key: Key, group: _Group) -> AuditRecord:

@@ -148,7 +148,7 @@ class Users:
         await self._context.tasks.run_shielded(self._context.store.users.set_labels(user_id, labels))
         return await self.view(user_id)
 
-    async def remove(self, user_id: str, *, force: bool) -> list[str]:
+    async def remove(self, user_id: str, *, force: bool, remove_models: bool) -> list[str]:
         """Removes a user; returns the ids of trainings that it took part in or steered, for the caller to follow up.
 
         Raises:
@@ -156,7 +156,8 @@ class Users:
             LastAdmin: The user is the only admin.
             TrainingRunning: The user steers running trainings, and force is not set.
         """
-        left = await self._context.store.users.remove(user_id, self._context.clock.now(), force=force)
+        now = self._context.clock.now()
+        left = await self._context.store.users.remove(user_id, now, force=force, remove_models=remove_models)
         await self._access.recheck(user_id)
         self._access.forget(user_id)
         self._context.presence.forget(user_id)

@@ -84,7 +84,8 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 
     async def RemoveUser(self, request: user_pb2.RemoveUserRequest, context: Call) -> user_pb2.RemoveUserResponse:
         """Removes a user."""
-        await self._coordinator.remove_user(fields.parse_id("user_id", request.user_id), force=request.force)
+        user_id = fields.parse_id("user_id", request.user_id)
+        await self._coordinator.remove_user(user_id, force=request.force, remove_models=request.remove_models)
         return user_pb2.RemoveUserResponse()
 
     def _shown(self, found: User | UserView) -> user_pb2.User:

@@ -155,7 +155,7 @@ class Space:
         if self._is_low and not was_low:
             log.warning(
                 "the disk is almost full: %d bytes are free, %d of them for an upload, and new models leave %d"
-                " (min_free_bytes): make room, or run `fedround collect`",
+                " (min_free_bytes): make room, run `fedround collect`, or lower min_free_bytes",
                 free,
                 to_come,
                 self._limits.min_free_bytes,

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -23,6 +24,9 @@ from fedround_server.store.db.group_commit import Call, Transactions, answer
 from fedround_server.store.db.server_lock import ServerLock
 from fedround_server.store.tables.base import database_proxy
 
+log = logging.getLogger(__name__)
+# It logs one line for each migration.
+logging.getLogger("peewee.migrations").setLevel(logging.WARNING)
 P = ParamSpec("P")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -177,13 +181,19 @@ class Database:
         # All in one transaction: of several processes that open a SQLite file, one migrates and the others wait.
         with self._transactions.begin():
             runner = migrations.Runner(self._peewee, str(MIGRATIONS))
+            known = runner.status()
             # Those that are not known here have no file.
-            if unknown := [migration.name for migration in runner.status() if migration.path is None]:
+            if unknown := [migration.name for migration in known if migration.path is None]:
                 raise RuntimeError(
                     f"the database {self._name} was used by a newer version of fedround (it has {unknown[-1]}):"
                     " install that version, or restore a backup from before"
                 )
-            runner.up()
+            applied = runner.up()
+        if len(applied) == len(known):
+            log.info("created the database %s", self._name)
+        elif applied:
+            version = len(known) - len(applied)
+            log.info("migrated the database %s from version %d to %d", self._name, version, len(known))
 
 
 @dataclass(frozen=True, slots=True)

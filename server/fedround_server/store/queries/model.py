@@ -45,6 +45,12 @@ def lock_owned_model(model_id: str, owner_id: str) -> ModelRow:
     return _found(model_id, locked(_owned(model_id, owner_id)).first())
 
 
+def lock_models_of_owner(owner_id: str) -> list[ModelRow]:
+    """Returns the models of an owner without their manifests, and locks them until the end of the transaction."""
+    rows = ModelRow.select(*LISTED).where(ModelRow.owner_id == owner_id, ModelRow.remove_time.is_null())
+    return list(locked(rows.order_by(ModelRow.model_id)))
+
+
 def visible_model(model_id: str, user_id: str, *, whole: bool = False) -> ModelRow:
     """Returns a model that the user owns, or that a training it takes part in works on; unless whole, no manifest.
 

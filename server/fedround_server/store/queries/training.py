@@ -123,18 +123,26 @@ def find_training_that_needs(model_id: str) -> TrainingRow | None:
     return row if shadow is None else running.where(TrainingRow.training_id == shadow.training_id).first()
 
 
-def lock_trainings_of_user(user_id: str) -> list[TrainingRow]:
+def lock_trainings_of_user(user_id: str, *, with_ended: bool = False) -> list[TrainingRow]:
     """Locks the trainings that a user steers or takes part in and that have not ended.
 
     All changes of users lock in one order, so that there is no deadlock.
+
+    Args:
+        user_id: The user.
+        with_ended: Whether to return those that it steers and that have ended, too.
     """
     steered = TrainingRow.select(TrainingRow.training_id).where(TrainingRow.actor_id == user_id)
     trainings = []
     for training_id in sorted({row.training_id for rows in (steered, present_parts(user_id)) for row in rows}):
         training = lock_training(training_id)
-        if training is None or training.state in ENDED:
+        if training is None:
             continue
-        if training.actor_id == user_id or user_id in participant_ids(training_id):
+        steers = training.actor_id == user_id
+        if training.state in ENDED:
+            if steers and with_ended:
+                trainings.append(training)
+        elif steers or user_id in participant_ids(training_id):
             trainings.append(training)
     return trainings
 

@@ -18,6 +18,12 @@ def find_user(user_id: str) -> UserRow | None:
     return row
 
 
+def find_removed_user(user_id: str) -> UserRow | None:
+    """Returns a user that was removed."""
+    row: UserRow | None = UserRow.get_or_none(UserRow.user_id == user_id, UserRow.remove_time.is_null(False))
+    return row
+
+
 def find_taken_user_name(names: Sequence[str]) -> str | None:
     """Returns the first of some names that a user has."""
     row = UserRow.select(UserRow.name).where(in_array(UserRow.name, names)).order_by(UserRow.name).first()

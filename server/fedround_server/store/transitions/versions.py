@@ -19,6 +19,7 @@ from fedround_server.domain.model import (
 from fedround_server.domain.rounds.kind import NewArtifact
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import append, record
+from fedround_server.store.db.rows import save
 from fedround_server.store.queries.model import get_model
 from fedround_server.store.queries.version import (
     aggregation_state,
@@ -128,6 +129,13 @@ def insert_branch(
     if find_base(source_id) is not None:
         begin_deltas(model_id)
     return model
+
+
+def remove_model(row: ModelRow, now: datetime) -> None:
+    """Removes a model with all its versions; no training that has not ended needs it."""
+    row.remove_time = now
+    save(row)
+    record("model_removed", row)
 
 
 def insert_version(model_id: str, version: int, file: VersionFile, now: datetime) -> None:

@@ -8,7 +8,6 @@ from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import BlobRef, Model, ModelVersion, NewModel, VersionView
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
-from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Verbs, snapshot, verb
 from fedround_server.store.queries.blob import needed_digests
 from fedround_server.store.queries.metrics import page_reports
@@ -38,7 +37,7 @@ from fedround_server.store.tables.schema import (
     ModelVersionRow,
     UpdateRow,
 )
-from fedround_server.store.transitions.versions import insert_model, put_tag, remove_tag
+from fedround_server.store.transitions.versions import insert_model, put_tag, remove_model, remove_tag
 
 MAX_TAGS = 100
 
@@ -144,9 +143,7 @@ class ModelVerbs(Verbs):
                 f"the training {needed_by.training_id} needs the model {model_id}: wait for its end or remove it",
                 training_id=needed_by.training_id,
             )
-        row.remove_time = now
-        row.save()
-        record("model_removed", row)
+        remove_model(row, now)
 
     @snapshot
     def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:

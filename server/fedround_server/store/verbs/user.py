@@ -9,14 +9,23 @@ from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import insert, save
 from fedround_server.store.db.run import Verbs, verb
+from fedround_server.store.queries.model import lock_models_of_owner
 from fedround_server.store.queries.training import lock_trainings_of_user
-from fedround_server.store.queries.user import find_taken_user_name, find_user, lock_admin_ids, lock_user, page_users
+from fedround_server.store.queries.user import (
+    find_removed_user,
+    find_taken_user_name,
+    find_user,
+    lock_admin_ids,
+    lock_user,
+    page_users,
+)
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_user
 from fedround_server.store.tables.schema import LastSeenRow, UserRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.participants import leave
 from fedround_server.store.transitions.training import state_of
+from fedround_server.store.transitions.versions import remove_model
 from fedround_server.store.verbs.credentials import add_certificate_names, add_tokens, remove_credentials
 
 
@@ -64,29 +73,25 @@ class UserVerbs(Verbs):
         return page_users(role, after_name, limit)
 
     @verb
-    def remove(self, user_id: str, now: datetime, *, force: bool = False) -> list[str]:
+    def remove(self, user_id: str, now: datetime, *, force: bool = False, remove_models: bool = False) -> list[str]:
         """Removes a user with its credentials and the trainings that it steers, and from those that it takes part in.
 
-        Ended trainings stay. Returns the ids of the trainings that were removed or left.
+        Returns the ids of the trainings that were removed or left.
+
+        Args:
+            user_id: The user; with remove_models, it may have been removed before.
+            now: The time.
+            force: Whether to remove running trainings that it steers.
+            remove_models: Whether to remove its models and ended trainings, too. Otherwise they stay.
 
         Raises:
             UserNotFound: There is no such user.
             LastAdmin: No other admin exists.
             TrainingRunning: It steers running trainings, and force is not set.
         """
-        row = _present(user_id)
-        if row.role == Role.ADMIN.value and lock_admin_ids() == [user_id]:
-            raise LastAdmin("this is the last admin: create another one first")
-        # The name becomes free; the row stays for the history. From here on no transaction registers the user or
-        # creates anything in its name.
-        changed = UserRow.update(remove_time=now, name=f"{row.name}#{user_id}").where(
-            UserRow.user_id == user_id, UserRow.remove_time.is_null()
-        )
-        if not changed.execute():
-            raise UserNotFound(user_id)
-        remove_credentials(user_id)
-        record("user_removed", subject=user_id)
-        trainings = lock_trainings_of_user(user_id)
+        if not remove_models or find_removed_user(user_id) is None:
+            _remove(_present(user_id), now)
+        trainings = lock_trainings_of_user(user_id, with_ended=remove_models)
         steered = [training for training in trainings if training.actor_id == user_id]
         running = sum(state_of(training).is_running for training in steered)
         if running and not force:
@@ -100,6 +105,9 @@ class UserVerbs(Verbs):
                 end_training.remove(training, now)
             else:
                 leave(training, [user_id], now)
+        if remove_models:
+            for model in lock_models_of_owner(user_id):
+                remove_model(model, now)
         return [training.training_id for training in trainings]
 
     @verb
@@ -135,6 +143,20 @@ def _create(users: Sequence[UserView]) -> None:
         if view.certificate_names:
             add_certificate_names(user.user_id, view.certificate_names)
         record("user_created", subject=user.user_id, role=user.role.value, labels=len(user.labels))
+
+
+def _remove(row: UserRow, now: datetime) -> None:
+    if row.role == Role.ADMIN.value and lock_admin_ids() == [row.user_id]:
+        raise LastAdmin("this is the last admin: create another one first")
+    # The name becomes free; the row stays for the history. From here on no transaction registers the user or creates
+    # anything in its name.
+    changed = UserRow.update(remove_time=now, name=f"{row.name}#{row.user_id}").where(
+        UserRow.user_id == row.user_id, UserRow.remove_time.is_null()
+    )
+    if not changed.execute():
+        raise UserNotFound(row.user_id)
+    remove_credentials(row.user_id)
+    record("user_removed", subject=row.user_id)
 
 
 def _present(user_id: str) -> UserRow:
