@@ -7,6 +7,7 @@ from types import ModuleType
 import grpc
 import numpy as np
 import pytest
+import typer
 from google.protobuf.json_format import MessageToDict
 from typer.testing import CliRunner
 
@@ -102,10 +103,16 @@ CALLS = [
         {"training_id": TRAINING, "client_ids": [USER]},
     ),
     (
-        f"training round {TRAINING} --number 1",
+        f"training round {TRAINING} 1",
         "GetRound",
         GetRoundResponse(round=Round(participants=[RoundParticipant(user_id=USER)])),
         {"training_id": TRAINING, "round": 0},
+    ),
+    (
+        f"training round {TRAINING} --number 2",
+        "GetRound",
+        GetRoundResponse(round=Round(number=1)),
+        {"training_id": TRAINING, "round": 1},
     ),
     ("user list --role CLIENT", "GetUsers", GetUsersResponse(users=[ALICE]), {"role": "ROLE_CLIENT"}),
     (
@@ -288,8 +295,11 @@ def test_the_token_may_be_in_a_file(server, command, tmp_path):
         "audit verify --file a --database postgresql://there/db",
         "audit verify --database postgresql://there/db",
         "audit export a --database postgresql://there/db",
-        f"training round {TRAINING} --number 99999999999",
+        f"training round {TRAINING} 99999999999",
+        f"training round {TRAINING} 0",
         f"training round {TRAINING} --number 0",
+        f"training round {TRAINING} 1 --round 1",
+        f"training replay {TRAINING} 1 --round 1",
         f"model download {MODEL} --version 99999999999",
         f"model tag {MODEL} 99999999999 pinned",
         f"predict {MODEL} x.npy --version 99999999999",
@@ -359,6 +369,19 @@ def test_help_and_version():
         result = CliRunner().invoke(app, line)
         assert result.exit_code == 0
         assert result.stdout
+
+
+def test_help_has_no_line_breaks_of_the_source():
+    group = typer.main.get_command(app)
+    commands = [*group.commands.values(), *group.commands["training"].commands.values()]
+    assert not [one.name for one in commands if "\n" in (one.help or "").replace("\n\n", "")]
+    assert "\n\n" in group.commands["training"].commands["round"].help
+
+
+def test_usage_has_arguments_in_upper_case():
+    shown = CliRunner().invoke(app, ["training", "round", "--help"]).stdout
+    assert "[ROUND]" in shown and "[[" not in shown
+    assert "INPUTS" in CliRunner().invoke(app, ["predict", "--help"]).stdout
 
 
 def test_serve_executes_the_server_with_all_arguments(monkeypatch):
