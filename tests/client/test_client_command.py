@@ -380,7 +380,8 @@ def test_help_has_no_line_breaks_of_the_source():
 
 def test_usage_has_arguments_in_upper_case():
     shown = CliRunner().invoke(app, ["training", "round", "--help"]).stdout
-    assert "[ROUND]" in shown and "[[" not in shown
+    assert "[ROUND]" in shown
+    assert "[[" not in shown
     assert "INPUTS" in CliRunner().invoke(app, ["predict", "--help"]).stdout
 
 
