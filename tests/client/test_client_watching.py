@@ -209,9 +209,18 @@ def test_what_others_have_chosen_is_escaped(watched):
     found = open_round(participants=people, num_participants=1)
     found.rejected_updates.add(reason=hostile, message=hostile)
     watched.situation.add(found, BEGIN + 41)
+    watched.event(42, f"update of {hostile}", update_accepted=UpdateAccepted(round=4))
     text = watched.text(42)
     assert all(line.isprintable() for line in text.splitlines())
     assert "[bold]" in text
+    assert "update of \\x1b[2J" in text
+
+
+def test_columns_are_aligned_where_letters_take_two_cells(watched):
+    people = [participant(name, subscribed=True) for name in ("site 1", "病院", "病院" * 10, "n" * 50)]
+    watched.situation.add(open_round(participants=people, num_participants=4), BEGIN + 41)
+    found = [line.removesuffix("connected") for line in watched.lines(42) if line.endswith("connected")]
+    assert [cell_len(line) for line in found] == [24] * 4
 
 
 def test_sparklines():
