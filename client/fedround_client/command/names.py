@@ -129,7 +129,7 @@ def _fail_ambiguous(text: str, noun: str, found: Sequence[Candidate]) -> NoRetur
     more = f"; and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
     fail(
         "NAME_AMBIGUOUS",
-        f"{text!r} fits {len(found)} {noun}s: {listed}{more}. Give more of the id.",
+        f"{text!r} fits {len(found)} {noun}s: {listed}{more}. Give the id, or more of it.",
         code=grpc.StatusCode.INVALID_ARGUMENT,
         metadata={"candidates": " ".join(candidate.id for candidate in found[:MAX_LISTED])},
     )

@@ -87,7 +87,8 @@ class View:
     def _bar(self, situation: Situation, width: int) -> Text:
         arrived, expected = situation.arrived
         noun = "reports" if situation.kind == ROUND_KIND_EVALUATE else "updates"
-        text = f"{arrived} of {expected} {noun}"
+        # Nothing is said of a round that has not been read yet.
+        text = f"{arrived} of {expected} {noun}" if expected else ""
         if situation.current is not None and situation.current.state == ROUND_STATE_PENDING:
             return Text(f"waiting for {one_line(awaited_text(situation.current))}", "yellow")
         if situation.is_aggregating:
