@@ -166,7 +166,7 @@ def test_events_are_shown_before_the_round_is_asked_for(watched):
     watched.event(43, round_closed=closed)
     watched.event(43, round_started=RoundStarted(round=5, kind=ROUND_KIND_EVALUATE))
     assert watched.lines(43)[1] == "round 6 of 40: evaluation; version 3 of 20"
-    assert watched.lines(43)[3].endswith("0 of 0 reports")
+    assert watched.lines(43)[3].rstrip() == "─" * 40
 
 
 def test_rejected_updates_and_the_end_of_the_wait(watched):
