@@ -51,7 +51,7 @@ SHELL         := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test chaos examples check lint types proto errors errors-check settings settings-check reference \
-	reference-check site compat proto-check proto-lint buf bench bench-peers clean
+	reference-check site compat proto-check proto-lint buf bench bench-peers screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -136,6 +136,9 @@ bench-peers: install ## Measure rounds of fedround and of its peers in turn; ins
 	@$(BIN)/python benchmarks/rounds.py --systems all $(ARGS)
 	@$(BIN)/python benchmarks/simulation.py
 	@$(BIN)/python benchmarks/report.py
+
+screenshots: install ## Take the pictures of docs/dashboard.md; needs Chromium
+	@$(BIN)/python scripts/screenshots.py
 
 clean: ## Remove environments, caches and what was built; never fedround-data
 	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers .cache build demo dist chaos.json examples/node/node_modules

@@ -17,6 +17,7 @@ from fedround_client.command import (
     backup,
     collect,
     convert,
+    dashboard,
     demo,
     doctor,
     health,
@@ -52,6 +53,7 @@ app.command("track")(track.track)
 app.command("collect")(collect.collect)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
+app.command("dashboard")(dashboard.dashboard)
 app.command("doctor")(doctor.doctor)
 app.command("health")(health.health)
 app.command("init")(init.init)

@@ -73,6 +73,14 @@ class Session:
         given = {**root.params, **root.meta.get(_GIVEN, {})}
         return cls(**{field.name: given[field.name] for field in fields(cls)})
 
+    def own_token(self) -> str:
+        """Returns the token; empty if there is none.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        return self.token_file.read_text(errors="replace").strip() if self.token_file is not None else self.token
+
     def client(self) -> Client:
         """Returns the client.
 
@@ -80,7 +88,7 @@ class Session:
             TokenMissing: Neither an option nor the environment has a token or a certificate.
             OSError: A file cannot be read.
         """
-        token = self.token_file.read_text(errors="replace").strip() if self.token_file is not None else self.token
+        token = self.own_token()
         if not token and self.tls_cert is None:
             raise TokenMissing(
                 grpc.StatusCode.UNAUTHENTICATED,
