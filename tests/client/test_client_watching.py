@@ -189,6 +189,18 @@ def test_a_pending_round_and_a_pause(watched):
     assert watched.lines(43)[0] == "digits  started 43 s ago, paused"
 
 
+def test_a_round_that_is_done_is_not_open_to_a_participant(watched):
+    training = Training(round=4, updates_arrived=2, updates_expected=2, paused=True)
+    training.MergeFrom(watched.situation.training)
+    watched.situation.add(training, BEGIN + 41)
+    assert "2 of 2 updates, aggregating" in watched.text(42)
+    assert "open for 2 s" in watched.text(42)
+    watched.event(43, round_closed=RoundClosed(round=4, kind=ROUND_KIND_TRAIN, model_version=3, num_updates=2))
+    assert "2 of 2 updates" in watched.text(44)
+    assert "aggregating" not in watched.text(44)
+    assert "open for" not in watched.text(44)
+
+
 def test_before_the_start():
     watched = Watched()
     watched.situation.training.state = TRAINING_STATE_INITIAL

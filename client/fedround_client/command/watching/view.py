@@ -215,7 +215,7 @@ def _round_times(situation: Situation, now: float) -> Iterator[str]:
     """Yields how long the round has been open, and when it will end."""
     current = situation.current
     if current is None:
-        if situation.open_time is not None:
+        if situation.open_time is not None and not situation.is_done:
             yield f"open for {duration(now - situation.open_time)}"
         return
     if current.state == ROUND_STATE_PENDING:
