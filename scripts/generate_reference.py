@@ -176,7 +176,8 @@ def command_page() -> str:
     for words, command in walk(typer.main.get_command(app), ["fedround"]):
         # The name of a command stands in the usage as it is typed.
         context = typer.Context(command, info_name=" ".join(words))
-        usage = " ".join(command.collect_usage_pieces(context))
+        # Typer puts arguments that are required into braces, unlike everybody else.
+        usage = re.sub(r"\{(\S+)\}", r"\1", " ".join(command.collect_usage_pieces(context)))
         parts += [f"## {' '.join(words)}", f"`{' '.join(words)} {usage}`", paragraphs(command.help or "")]
         records = filter(None, (one.get_help_record(context) for one in command.params))
         rows = [f"| `{escape_cell(name)}` | {escape(' '.join(said.split()))} |" for name, said in records]

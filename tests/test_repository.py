@@ -54,6 +54,12 @@ def test_readme_lists_the_rpcs_of_training_service() -> None:
     assert re.findall(r"^\| `(\w+)` \|", read("README.md"), re.MULTILINE) == rpcs
 
 
+def test_readme_lists_all_pages() -> None:
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")}
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", read("README.md").partition("## Documentation")[2]))
+    assert linked == pages
+
+
 def test_readme_shows_the_examples_as_they_are() -> None:
     shown = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
     template = [f"client/fedround_client/template/{name}.py" for name in ("network", "participant", "actor")]

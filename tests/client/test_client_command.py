@@ -102,10 +102,16 @@ CALLS = [
         {"training_id": TRAINING, "client_ids": [USER]},
     ),
     (
-        f"training round {TRAINING} --number 1",
+        f"training round {TRAINING} 1",
         "GetRound",
         GetRoundResponse(round=Round(participants=[RoundParticipant(user_id=USER)])),
         {"training_id": TRAINING, "round": 0},
+    ),
+    (
+        f"training round {TRAINING} --number 2",
+        "GetRound",
+        GetRoundResponse(round=Round(number=1)),
+        {"training_id": TRAINING, "round": 1},
     ),
     ("user list --role CLIENT", "GetUsers", GetUsersResponse(users=[ALICE]), {"role": "ROLE_CLIENT"}),
     (
@@ -293,8 +299,11 @@ def test_the_token_may_be_in_a_file(server, command, tmp_path):
         "audit verify --file a --database postgresql://there/db",
         "audit verify --database postgresql://there/db",
         "audit export a --database postgresql://there/db",
-        f"training round {TRAINING} --number 99999999999",
+        f"training round {TRAINING} 99999999999",
+        f"training round {TRAINING} 0",
         f"training round {TRAINING} --number 0",
+        f"training round {TRAINING} 1 --round 1",
+        f"training replay {TRAINING} 1 --round 1",
         f"model download {MODEL} --version 99999999999",
         f"model tag {MODEL} 99999999999 pinned",
         f"predict {MODEL} x.npy --version 99999999999",
@@ -357,13 +366,6 @@ def test_a_failed_export_leaves_no_file_and_overwrites_none(server, command, tmp
     file.write_text("existing")
     assert "--force" in done(command("audit", "export", file), 2).stderr
     assert file.read_text() == "existing"
-
-
-def test_help_and_version():
-    for line in (["--help"], ["training", "create", "--help"], ["--version"]):
-        result = CliRunner().invoke(app, line)
-        assert result.exit_code == 0
-        assert result.stdout
 
 
 def test_serve_executes_the_server_with_all_arguments(monkeypatch):

@@ -82,6 +82,13 @@ def test_errors_of_the_command_line_are_escaped(line):
     assert is_safe(result.output)
 
 
+def test_choices_of_a_missing_option_are_one_text():
+    result = CliRunner().invoke(app, ["track", "digits"])
+    assert result.exit_code == 2
+    assert "csv" in result.output
+    assert "\\n" not in result.output
+
+
 def test_a_missing_file_is_named_without_an_error_number():
     result = CliRunner().invoke(app, ["user", "list", "--token-file", "missing"])
     assert result.stderr == "error: FILE: missing: No such file or directory\n"

@@ -57,14 +57,14 @@ def test_a_version_that_differs_is_an_error(server, command):
 
 
 def test_participants_are_left_out(server, command):
-    call = command("training", "replay", TRAINING, "--round", "1", "--without", USER, "--without", OTHER)
+    call = command("training", "replay", TRAINING, "1", "--without", USER, "--without", OTHER)
     server.reply("GetTraining", FOUND)
     request = server.reply("ReplayRound", answer("ab", "cd"))
     assert "computed" in done(call).stdout
     assert sorted(request.without_client_ids) == sorted([USER, OTHER])
 
 
-@pytest.mark.parametrize("options", [(), ("--round", "1", "--without", USER)])
+@pytest.mark.parametrize("options", [(), ("1", "--without", USER)])
 def test_a_name_without_a_new_model_is_refused(server, command, options):
     call = command("training", "replay", TRAINING, "--model-name", "others", *options)
     assert "a new model is made only with --without" in " ".join(done(call, 2).stderr.split())

@@ -69,6 +69,22 @@ def test_stops_between_all_records_leave_no_trace(name, tmp_path):
     assert content(name, parts) == content(name, whole)
 
 
+@pytest.mark.parametrize("name", TRACKERS)
+def test_where_it_writes_is_said(name, tmp_path, caplog):
+    caplog.set_level("INFO", "fedround_client")
+    track(name, tmp_path)
+    assert "Writing to " in caplog.messages[0]
+    assert str(tmp_path) in caplog.messages[0]
+
+
+def test_a_password_of_mlflow_is_not_said(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "fedround_client")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with closing(make_tracker("mlflow", "http://me:secret@127.0.0.1:1")) as tracker, pytest.raises(TrackerFailed):
+        tracker.begin(DIGITS)
+    assert caplog.messages == ["Writing to MLflow at http://127.0.0.1:1"]
+
+
 def test_csv(tmp_path):
     track("csv", tmp_path)
     rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))

@@ -166,7 +166,7 @@ def test_events_are_shown_before_the_round_is_asked_for(watched):
     watched.event(43, round_closed=closed)
     watched.event(43, round_started=RoundStarted(round=5, kind=ROUND_KIND_EVALUATE))
     assert watched.lines(43)[1] == "round 6 of 40: evaluation; version 3 of 20"
-    assert watched.lines(43)[3].endswith("0 of 0 reports")
+    assert watched.lines(43)[3].rstrip() == "─" * 40
 
 
 def test_rejected_updates_and_the_end_of_the_wait(watched):
@@ -189,6 +189,18 @@ def test_a_pending_round_and_a_pause(watched):
     assert watched.lines(43)[0] == "digits  started 43 s ago, paused"
 
 
+def test_a_round_that_is_done_is_not_open_to_a_participant(watched):
+    training = Training(round=4, updates_arrived=2, updates_expected=2, paused=True)
+    training.MergeFrom(watched.situation.training)
+    watched.situation.add(training, BEGIN + 41)
+    assert "2 of 2 updates, aggregating" in watched.text(42)
+    assert "open for 2 s" in watched.text(42)
+    watched.event(43, round_closed=RoundClosed(round=4, kind=ROUND_KIND_TRAIN, model_version=3, num_updates=2))
+    assert "2 of 2 updates" in watched.text(44)
+    assert "aggregating" not in watched.text(44)
+    assert "open for" not in watched.text(44)
+
+
 def test_before_the_start():
     watched = Watched()
     watched.situation.training.state = TRAINING_STATE_INITIAL
@@ -209,9 +221,18 @@ def test_what_others_have_chosen_is_escaped(watched):
     found = open_round(participants=people, num_participants=1)
     found.rejected_updates.add(reason=hostile, message=hostile)
     watched.situation.add(found, BEGIN + 41)
+    watched.event(42, f"update of {hostile}", update_accepted=UpdateAccepted(round=4))
     text = watched.text(42)
     assert all(line.isprintable() for line in text.splitlines())
     assert "[bold]" in text
+    assert "update of \\x1b[2J" in text
+
+
+def test_columns_are_aligned_where_letters_take_two_cells(watched):
+    people = [participant(name, subscribed=True) for name in ("site 1", "病院", "病院" * 10, "n" * 50)]
+    watched.situation.add(open_round(participants=people, num_participants=4), BEGIN + 41)
+    found = [line.removesuffix("connected") for line in watched.lines(42) if line.endswith("connected")]
+    assert [cell_len(line) for line in found] == [24] * 4
 
 
 def test_sparklines():

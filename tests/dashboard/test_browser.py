@@ -247,6 +247,24 @@ def test_names_are_text(chromium: Any, served: Served, people: People) -> None:
             page.get_by_text(EVIL).first.wait_for()
 
 
+COLOURED = """(canvas) => {
+    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    let found = 0;
+    for (let at = 0; at < data.length; at += 4)
+        if (data[at + 3] > 128 && Math.abs(data[at] - data[at + 2]) > 64) found += 1;
+    return found;
+}"""
+
+
+def test_a_chart_of_several_lines_shows_its_only_round(chromium: Any, served: Served, people: People) -> None:
+    training_id = evaluated(people, versions=1)
+    with page_of(chromium, served.url, people.actor.token) as page:
+        page.goto(f"/trainings/{training_id}")
+        canvas = page.locator(".chart", has=page.get_by_role("heading", name="Share")).locator("canvas")
+        canvas.wait_for()
+        page.wait_for_function(f"(canvas) => ({COLOURED})(canvas) > 0", arg=canvas.element_handle())
+
+
 def test_a_page_is_small(chromium: Any, served: Served, people: People) -> None:
     training_id = evaluated(people)
     with page_of(chromium, served.url, people.actor.token) as page:

@@ -4,6 +4,7 @@ import http.client
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -108,3 +109,12 @@ def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     result = CliRunner().invoke(app, ["dashboard"])
     assert result.exit_code == 1
     assert 'pip install "fedround[dashboard]"' in result.output
+
+
+def test_a_port_in_use_is_said_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDROUND_TOKEN", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = CliRunner().invoke(app, ["dashboard", "--listen", address])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: LISTEN_FAILED: Cannot listen on {address}: Address already in use.")

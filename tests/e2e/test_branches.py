@@ -57,7 +57,7 @@ def test_a_whole_training_is_replayed(actor: Callable[..., str], training: Any) 
     assert header.split()[:4] == ["ROUND", "VERSION", "UPDATES", "RECORDED"]
     assert [row.split()[:3] for row in rows] == [[str(number), str(number), "3"] for number in (1, 2, 3)]
     assert all("the same" in row for row in rows)
-    with_round = actor("training", "replay", training.training_id, "--round", 2)
+    with_round = actor("training", "replay", training.training_id, 2)
     assert len(with_round.splitlines()) == 2
 
 

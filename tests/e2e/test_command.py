@@ -60,7 +60,7 @@ def test_a_training_is_created_shown_and_watched_by_name(server: Server, tmp_pat
         assert "1 of 2 updates" in shown
         assert f"{names[1]} (never connected)" in shown
         assert "WAIT_RULE" not in shown
-        assert "1 of 2: training" in actor("training", "round", "digits", "--number", 1)
+        assert "1 of 2: training" in actor("training", "round", "digits", 1)
         assert json.loads(actor("training", "show", "digits", "--format", "json"))["round"] == 0
 
         with start(server.address, group.actor_token, "training", "watch", "digits") as watching:

@@ -98,7 +98,7 @@ def test_the_commands_that_read(server: Server, group: Federation, token: str) -
     ]
     (latest,) = json.loads(run("training", "rounds", "t", "--limit", 1, "--format", "json"))
     assert latest["number"] == 3
-    assert all(name in run("training", "round", "t", "--number", 1) for name in names)
+    assert all(name in run("training", "round", "t", 1) for name in names)
     assert all(name in run("metrics", "t", "--by-reporter") for name in names)
     assert all(name in run("training", "contributions", "t") for name in names)
     assert "finished: version 2" in run("training", "watch", "t")

@@ -90,7 +90,12 @@ def dashboard(
         session_seconds=3600 * session_hours,
         certificate=None if https_cert is None or https_key is None else (https_cert, https_key),
     )
-    with bind(settings) as listener:
+    try:
+        bound = bind(settings)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
+        fail("LISTEN_FAILED", f"Cannot listen on {listen}: {why}. Choose another address with --listen.")
+    with bound as listener:
         settings = replace(settings, port=listener.getsockname()[1])
         scheme, shown = "http" if https_cert is None else "https", f"[{host}]" if ":" in host else host
         address = f"{scheme}://{shown}:{settings.port}/"

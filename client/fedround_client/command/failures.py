@@ -16,7 +16,7 @@ from fedround_client.audit_entry import AuditBroken
 from fedround_client.command.output import echo
 from fedround_client.errors import FedroundError
 from fedround_client.exit_codes import ExitCode, code_of_error
-from fedround_client.printable import printable
+from fedround_client.printable import one_line
 from fedround_client.tensor_types import TensorError
 
 _as_json: ContextVar[bool] = ContextVar("errors_as_json", default=False)
@@ -89,7 +89,7 @@ def print_usage_errors() -> Iterator[None]:
             raise
         if not _as_json.get():
             # Typer prints it: an argument may be the name of another user's file.
-            vars(error)["format_message"] = lambda: printable(text())
+            vars(error)["format_message"] = lambda: one_line(text())
             raise
         fail("USAGE", text(), code=grpc.StatusCode.INVALID_ARGUMENT, exit_code=ExitCode.USAGE)
 

@@ -14,6 +14,7 @@ import typer
 
 from fedround_client.client import Client
 from fedround_client.command.failures import fail
+from fedround_client.command.output import UINT32
 from fedround_client.command.session import client_of
 from fedround_client.errors import FedroundError, ModelNotFound, RoleRequired, TrainingNotFound, UserNotFound
 
@@ -95,6 +96,14 @@ def participant_names(client: Client, training_id: str, user_ids: Collection[str
     return known
 
 
+def round_number(argument: int | None, option: int | None) -> int | None:
+    """Returns the API's number of a round, from 0; None if neither the argument nor the option is given."""
+    if argument is not None and option is not None:
+        raise typer.BadParameter(f"{option}: give the number of the round once", param_hint="'ROUND'")
+    number = option if argument is None else argument
+    return None if number is None else number - 1
+
+
 def _resolve(text: str, candidates: Iterable[Candidate], noun: str, not_found: type[FedroundError]) -> str:
     if _ID.fullmatch(text):
         return text
@@ -120,7 +129,7 @@ def _fail_ambiguous(text: str, noun: str, found: Sequence[Candidate]) -> NoRetur
     more = f"; and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
     fail(
         "NAME_AMBIGUOUS",
-        f"{text!r} fits {len(found)} {noun}s: {listed}{more}. Give more of the id.",
+        f"{text!r} fits {len(found)} {noun}s: {listed}{more}. Give the id, or more of it.",
         code=grpc.StatusCode.INVALID_ARGUMENT,
         metadata={"candidates": " ".join(candidate.id for candidate in found[:MAX_LISTED])},
     )
@@ -201,9 +210,11 @@ User: TypeAlias = Annotated[
 ]
 OptionalUser: TypeAlias = Annotated[
     str,
-    typer.Argument(metavar="[USER]", help=f"The user: {_HOW}; yourself by default.", autocompletion=complete_users),
+    typer.Argument(metavar="USER", help=f"The user: {_HOW}; yourself by default.", autocompletion=complete_users),
 ]
+RoundOption: TypeAlias = Annotated[int | None, typer.Option("--round", "--number", min=1, max=UINT32, hidden=True)]
+"""What scripts may give in place of the argument ROUND."""
 Users: TypeAlias = Annotated[
     list[str],
-    typer.Argument(metavar="USER...", help="Users: their names or ids.", autocompletion=complete_users),
+    typer.Argument(metavar="USER", help="Users: their names or ids.", autocompletion=complete_users),
 ]

@@ -29,7 +29,7 @@ class Group(TyperGroup):
         """Creates the group, with the commands that typer has made."""
         super().__init__(**attributes)
         names = {field.name for field in fields(Session)}
-        _accept_global_options(self.commands.values(), [option for option in self.params if option.name in names])
+        _prepare(self.commands.values(), [option for option in self.params if option.name in names])
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         """Runs the command."""
@@ -115,11 +115,20 @@ def client_of(context: typer.Context) -> Client:
     return Session.of(context).client()
 
 
-def _accept_global_options(commands: Iterable[Any], options: Sequence[Any]) -> None:
-    """Adds the global options to commands and their subcommands, except to those that pass all options on."""
+def _prepare(commands: Iterable[Any], options: Sequence[Any]) -> None:
+    """Adds the global options to commands and their subcommands, except to those that pass all options on.
+
+    Paragraphs of their help become lines, and names of arguments upper case: typer would print the docstring's line
+    breaks in paragraphs behind the first, and newer versions the names of parameters.
+    """
     for command in commands:
+        if command.help:
+            command.help = "\n\n".join(" ".join(block.split()) for block in command.help.split("\n\n"))
+        for one in command.params:
+            if one.param_type_name == "argument":
+                one.metavar = one.metavar or one.name.upper()
         if isinstance(command, TyperGroup):
-            _accept_global_options(command.commands.values(), options)
+            _prepare(command.commands.values(), options)
         elif not command.context_settings.get("ignore_unknown_options"):
             command.params = [*command.params, *map(_hidden, options)]
 

@@ -24,8 +24,10 @@ def replay(
     context: typer.Context,
     training: names.Training,
     number: Annotated[
-        int | None, typer.Option("--round", min=1, max=UINT32, help="Number of the round, from 1; all by default.")
+        int | None,
+        typer.Argument(metavar="ROUND", min=1, max=UINT32, help="Number of the round, from 1; all by default."),
     ] = None,
+    option: names.RoundOption = None,
     without: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,20 +50,21 @@ def replay(
     With --without, compute the models that would have come of the updates of the others, and store them as a new model,
     a side branch with one version for each round. The first round is exact. In those that follow, the others would have
     trained another model, so it is an estimate. DISTANCE says how far a version is from the recorded one (L2). With
-    --round, compute only what that round would have made of its model, and store nothing.
+    ROUND, compute only what that round would have made of its model, and store nothing.
     """
-    if model_name and (not without or number is not None):
-        raise typer.BadParameter("--model-name: a new model is made only with --without, and without --round")
+    wanted = names.round_number(number, option)
+    if model_name and (not without or wanted is not None):
+        raise typer.BadParameter("--model-name: a new model is made only with --without, and without ROUND")
     with client_of(context) as client:
         training_id = names.training_id(client, training)
         users = names.user_ids(client, without or ())
         found = client.get_training(training_id)
-        if users and number is None:
+        if users and wanted is None:
             name = model_name or f"{found.spec.name} without {', '.join(without or ())}"[:200]
             rows, model_id = _branch(client, training_id, users, name)
         else:
-            numbers = range(found.round + 1) if number is None else [number - 1]
-            rows, model_id = list(_replayed(client, found, numbers, users, one=number is not None)), ""
+            numbers = range(found.round + 1) if wanted is None else [wanted]
+            rows, model_id = list(_replayed(client, found, numbers, users, one=wanted is not None)), ""
     if form is Format.JSON:
         echo_json({"model_id": model_id, "versions": rows} if model_id else rows)
     else:

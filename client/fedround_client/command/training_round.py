@@ -71,8 +71,12 @@ def round_(
     context: typer.Context,
     training: names.Training,
     number: Annotated[
-        int | None, typer.Option(min=1, max=UINT32, help="Number of the round, from 1; the current one by default.")
+        int | None,
+        typer.Argument(
+            metavar="ROUND", min=1, max=UINT32, help="Number of the round, from 1; the current one by default."
+        ),
     ] = None,
+    option: names.RoundOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Show which rule keeps a round open, which participants are missing or failed, and which updates were rejected.
@@ -82,9 +86,10 @@ def round_(
     aggregate's, the RANK of its distance to the other updates, what clipping multiplied it by (SCALE), how many
     versions were made since the one that it started from (STALENESS), and whether a robust rule SELECTED it.
     """
+    wanted = names.round_number(number, option)
     with client_of(context) as client:
         training_id = names.training_id(client, training)
-        found = client.get_round(training_id, None if number is None else number - 1)
+        found = client.get_round(training_id, wanted)
         if len(found.participants) < found.num_participants:
             participants = list(client.round_participants(training_id, found.number))
             del found.participants[:]

@@ -170,7 +170,7 @@ def _privacy(training: Training) -> str:
 
 
 def _participants(training: Training, names: Mapping[str, str]) -> str:
-    known = [names[user_id] for user_id in training.participant_ids if user_id in names]
+    known = sorted(names[user_id] for user_id in training.participant_ids if user_id in names)
     return f"{training.num_participants}" + (
         f": {listing(known, max(0, training.num_participants - len(known)))}" if known else ""
     )

@@ -23,7 +23,7 @@ def watch(
     training: Annotated[
         str,
         typer.Argument(
-            metavar="[TRAINING]",
+            metavar="TRAINING",
             help="The training: its name, its id, or the first characters of its id; all of yours by default.",
             autocompletion=names.complete_trainings,
         ),

@@ -181,7 +181,7 @@ def revoke_token(
 def certificates(
     context: typer.Context,
     user: names.User,
-    certificate_names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=CERTIFICATE_HELP)] = None,
+    certificate_names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help=CERTIFICATE_HELP)] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Set the names in client certificates that authenticate a user, in place of those set before; may be none."""
@@ -193,7 +193,7 @@ def certificates(
 def label(
     context: typer.Context,
     user: names.User,
-    labels: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Labels to add.")] = None,
+    labels: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE", help="Labels to add.")] = None,
     remove: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Label to remove; repeat for more.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:

@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from fedround_client.logs import get_logger
 from fedround_client.trackers.output import lock, sync_folder
+
+logger = get_logger(__name__)
 
 
 class AppendFile:
@@ -23,6 +26,7 @@ class AppendFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = _opened(path)
         sync_folder(path.parent)
+        logger.info("Writing to %s", path)
 
     def lines(self) -> list[bytes]:
         """Returns the lines; the last one has no end if it was not written to its end."""

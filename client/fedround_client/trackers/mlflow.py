@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fedround.v1.training_pb2 import Training
+from fedround_client.logs import get_logger
 from fedround_client.trackers.output import failed
 from fedround_client.trackers.tracker import EndRecord, RoundRecord, parameters
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
     from mlflow.tracking import MlflowClient
+
+logger = get_logger(__name__)
 
 EXPERIMENT = "fedround"
 """The experiment of the runs, unless MLFLOW_EXPERIMENT_NAME names another one."""
@@ -30,6 +33,7 @@ BATCH = 100
 
 _ALLOWED = re.compile(r"[\w.\- :/]+", re.ASCII)
 _FOREIGN = re.compile(r"[^\w.-]+", re.ASCII)
+_USER_INFO = re.compile("//[^/@]*@")
 _STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "removed": "KILLED"}
 
 
@@ -55,6 +59,8 @@ class MlflowTracker:
 
         with _errors():
             self._client = MlflowClient(tracking_uri=self._uri)
+            # Said before the first call, which MLflow repeats for minutes if nobody answers. A URI may have a password.
+            logger.info("Writing to MLflow at %s", _USER_INFO.sub("//", self._client.tracking_uri))
             run = self._find(training) or self._create(training)
             self._run_id = run.info.run_id
             # Those that are missing, if it was killed after it had created the run.

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedround.v1.training_pb2 import Training
+from fedround_client.logs import get_logger
 from fedround_client.trackers.output import lock, sync_folder
 from fedround_client.trackers.tracker import EndRecord, RoundRecord, file_name, parameters
+
+logger = get_logger(__name__)
 
 FOLDER = "runs"
 """Where the folders of trainings are by default."""
@@ -37,6 +40,7 @@ class TensorboardTracker:
         path = self._folder / "fedround.lock"
         self._lock = path.open("ab")
         lock(self._lock, path)
+        logger.info("Writing to %s", self._folder)
         cursors, has_parameters = self._read()
         if not has_parameters:
             start = training.start_time if training.HasField("start_time") else training.create_time

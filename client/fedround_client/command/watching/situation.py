@@ -82,6 +82,7 @@ class Situation:
     _version_times: dict[int, float] = field(default_factory=dict)
     # What the events say of the current round, which the training and the round that were read may not know yet.
     _counts: tuple[int, int] | None = None
+    _done: int | None = None
 
     def add(self, item: Told | Training | Round | Unreachable, now: float) -> None:
         """Takes an observation.
@@ -133,12 +134,17 @@ class Situation:
         return max(self.training.model_version, max(self._version_times, default=0))
 
     @property
+    def is_done(self) -> bool:
+        """Whether the current round has a result, and no further round has been opened."""
+        return self._done == self.number
+
+    @property
     def is_aggregating(self) -> bool:
         """Whether the current round is closed, and its result is being computed."""
         if self.current is not None:
             return self.current.state == ROUND_STATE_AGGREGATING
         arrived, expected = self.arrived
-        return 0 < expected <= arrived and self.end is None
+        return 0 < expected <= arrived and self.end is None and not self.is_done
 
     @property
     def update_bytes(self) -> int | None:
@@ -222,6 +228,7 @@ class Situation:
                 one.arrived = True
 
     def _close_round(self, closed: RoundClosed, time: float) -> None:
+        self._done = closed.round
         for name, value in closed.metrics.items():
             self.metrics[closed.kind][name].append((closed.model_version, value))
         if closed.kind == ROUND_KIND_TRAIN:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE
@@ -23,7 +24,7 @@ from fedround.v1.training_pb2 import (
 )
 from fedround_client.command.training_summary import task
 from fedround_client.command.watching.situation import Situation, seconds_of
-from fedround_client.printable import one_line
+from fedround_client.printable import one_line, printable
 from fedround_client.progress import awaited_text
 from fedround_client.round_number import planned_rounds, round_text
 
@@ -70,7 +71,11 @@ class View:
         # Three sections have an empty line before them.
         room = max(0, height - len(head) - len(metrics) - len(rejected) - 3)
         people = list(self._people(situation, width, max(1, room - LEAST_EVENTS), now))
-        events = [Text(line) for line in situation.lines][-max(0, room - len(people)) :] if room > len(people) else []
+        events = (
+            [Text(printable(line)) for line in situation.lines][-max(0, room - len(people)) :]
+            if room > len(people)
+            else []
+        )
         shown = head
         for section in (people + rejected, metrics, events):
             if section:
@@ -82,7 +87,8 @@ class View:
     def _bar(self, situation: Situation, width: int) -> Text:
         arrived, expected = situation.arrived
         noun = "reports" if situation.kind == ROUND_KIND_EVALUATE else "updates"
-        text = f"{arrived} of {expected} {noun}"
+        # Nothing is said of a round that has not been read yet.
+        text = f"{arrived} of {expected} {noun}" if expected else ""
         if situation.current is not None and situation.current.state == ROUND_STATE_PENDING:
             return Text(f"waiting for {one_line(awaited_text(situation.current))}", "yellow")
         if situation.is_aggregating:
@@ -97,12 +103,10 @@ class View:
     def _people(self, situation: Situation, width: int, room: int, now: float) -> Iterator[Text]:
         """Yields a line for each participant whose update or report is missing, as many as fit."""
         missing, total = situation.missing, situation.num_missing
-        names = min(NAME_WIDTH, max((len(one_line(one.name)) for one in missing), default=0))
+        names = _width(one.name for one in missing)
         fits = room if total <= room else room - 1
         for one in missing[: max(0, fits)]:
-            name = one_line(one.name)
-            name = name if len(name) <= names else f"{name[: names - 1]}…"
-            yield Text.assemble(f"  {name:<{names}}  ", self._doing(situation, one, width, now))
+            yield Text.assemble("  ", _cell(one.name, names), "  ", self._doing(situation, one, width, now))
         hidden = total - min(len(missing), max(0, fits))
         if hidden > 0 and (missing or total):
             yield Text(f"  and {hidden:,} more", "bright_black")
@@ -138,20 +142,31 @@ class View:
         found, selection = situation.shown_metrics, situation.training.spec.selection
         wanted = [name for name in (selection.metric, *situation.training.spec.metric_names) if name in found]
         names = list(dict.fromkeys([*wanted, *sorted(found)]))[:METRICS]
-        cells = max((len(one_line(name)) for name in names), default=0)
-        cells = min(NAME_WIDTH, cells)
+        cells = _width(names)
         for name in names:
             points = found[name]
             version, value = points[-1]
-            text = f"  {one_line(name)[:cells]:<{cells}}  {value:<10.4g} version {version}"
+            text = f"  {_cell(name, cells)}  {value:<10.4g} version {version}"
             if name == selection.metric:
                 choose = min if selection.goal == GOAL_MINIMIZE else max
                 best_version, best = choose(reversed(points), key=lambda point: point[1])
                 text += f", best {best:.4g} at version {best_version}"
-            spark = sparkline([value for _, value in points], min(MAX_SPARK, width - len(text) - 2), self._sparks)
+            spark = sparkline([value for _, value in points], min(MAX_SPARK, width - cell_len(text) - 2), self._sparks)
             yield Text.assemble(text, "  ", (spark, "cyan"))
         if len(found) > METRICS:
             yield Text(f"  and {len(found) - METRICS} more metrics", "bright_black")
+
+
+def _width(names: Iterable[str]) -> int:
+    """Returns the cells of a column of names."""
+    return min(NAME_WIDTH, max((cell_len(one_line(name)) for name in names), default=0))
+
+
+def _cell(name: str, cells: int) -> str:
+    """Returns a name that takes exactly so many cells; letters of some scripts take two."""
+    text = Text(one_line(name))
+    text.truncate(cells, overflow="ellipsis", pad=True)
+    return text.plain
 
 
 def _head(situation: Situation, now: float) -> Iterator[Text]:
@@ -200,7 +215,7 @@ def _round_times(situation: Situation, now: float) -> Iterator[str]:
     """Yields how long the round has been open, and when it will end."""
     current = situation.current
     if current is None:
-        if situation.open_time is not None:
+        if situation.open_time is not None and not situation.is_done:
             yield f"open for {duration(now - situation.open_time)}"
         return
     if current.state == ROUND_STATE_PENDING:

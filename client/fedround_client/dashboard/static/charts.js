@@ -84,7 +84,8 @@
         ],
         series: [{}, ...this.names.map((name, index) => ({
           label: name, stroke: colour(this.root, `s${index + 1}`), width: 2, spanGaps: true,
-          points: { show: values[0].length < 30 && this.names.length === 1, size: 5 },
+          // A line begins with its second point.
+          points: { show: (u) => u.data[0].length < (this.names.length === 1 ? 30 : 2), size: 5 },
         }))],
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 8 } },
         hooks: { setCursor: [(u) => this.show(u)] },
