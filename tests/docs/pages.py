@@ -139,7 +139,16 @@ PAGES = {
     ),
     "docs/cohorts.md": Page(cohorts, run_train()),
     "docs/coming-from-rest.md": Page(skipped={"fedround": "needs a file of PyTorch; tests/unit/test_convert.py"}),
-    "docs/command.md": Page(watched, skipped={"fedround training pause": "the training has ended"}),
+    "docs/command.md": Page(
+        watched,
+        skipped={
+            "fedround training pause": "the training has ended",
+            "fedround backup": "docs/backup.md",
+            "fedround restore": "docs/backup.md",
+            "fedround collect": "for admins",
+            "fedround doctor --data-dir": "docs/operations.md",
+        },
+    ),
     "docs/control-variates.md": Page(control_variates, run_train(aggregation=fr.Scaffold())),
     "docs/evaluation-and-uncertainty.md": Page(
         evaluation,
