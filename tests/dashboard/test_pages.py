@@ -12,6 +12,7 @@ from calls import model_file, new_id, until
 from dashboard.conftest import People
 from dashboard.visitor import Served, Visitor, serving
 from fedround.v1 import round_pb2, training_pb2
+from fedround_client.dashboard.reader import Reader
 from servers import Server
 
 VENDOR = Path(fedround_client.dashboard.__file__).parent / "static/vendor"
@@ -101,6 +102,34 @@ def test_what_does_not_exist_is_not_found(served: Served, people: People, path: 
     answer = visitor_of(served, people.admin.token).get(path.format(new_id()))
     assert answer.status == 404
     assert "Not found" in answer.text
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "4294967295", "4294967296", "9" * 5000])
+@pytest.mark.parametrize("kind", ["rounds", "versions"])
+def test_numbers_that_do_not_exist_are_not_found(
+    served: Served, people: People, training_id: str, kind: str, number: str
+) -> None:
+    assert visitor_of(served, people.actor.token).get(f"/trainings/{training_id}/{kind}/{number}").status == 404
+
+
+def test_any_text_is_a_page_of_registered_participants(served: Served, people: People) -> None:
+    visitor, made = visitor_of(served, people.actor.token), people.training(name="pages of many digits")
+    assert "site 1" in visitor.get(f"/trainings/{made}/participants?page={'9' * 5000}").text
+    assert "site 1" in visitor.get(f"/trainings/{made}/participants?page=x").text
+
+
+def test_a_page_that_was_loading_when_its_visitor_signed_out_asks_to_sign_in(
+    served: Served, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visitor = visitor_of(served, people.admin.make(people.server.address, "VIEWER").token)
+    trainings = Reader.trainings
+
+    def signed_out_meanwhile(reader: Reader, page_token: str = "") -> Any:
+        served.dashboard.sessions.end_account(reader.account)
+        return trainings(reader, page_token)
+
+    monkeypatch.setattr(Reader, "trainings", signed_out_meanwhile)
+    assert visitor.get("/").status == 303
 
 
 def test_a_training_that_was_not_started_lists_who_is_registered(served: Served, people: People) -> None:

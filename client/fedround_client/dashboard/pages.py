@@ -19,7 +19,7 @@ from fedround_client.dashboard.participants import ParticipantMemory
 from fedround_client.dashboard.reader import MAX_FILTERED, ROWS, Reader, matches
 from fedround_client.dashboard.server_status import server_status
 from fedround_client.dashboard.steering import available_actions, done_text
-from fedround_client.dashboard.web import Visit, Web
+from fedround_client.dashboard.web import Visit, Web, parse_number
 from fedround_client.dashboard.words import (
     ENDED,
     has_figure,
@@ -76,7 +76,7 @@ class Pages:
         training = self._training(visit)
         if training.state != TRAINING_STATE_INITIAL:
             return self._participants(visit, training, None)
-        begin = int(visit.query("page") or 0) if visit.query("page").isdecimal() else 0
+        begin = parse_number(visit.query("page")) or 0
         ids = training.participant_ids[begin : begin + ROWS]
         names = {user_id: _name(visit, user_id) for user_id in ids}
         following = str(begin + ROWS) if begin + ROWS < len(training.participant_ids) else ""

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from fedround_client.dashboard.sessions import SECRET_BYTES
 from fedround_client.dashboard.sign_in_limit import SignInLimit
-from fedround_client.dashboard.web import SIGN_IN, FormError, Web, first, http_status, inner_path, read_form
+from fedround_client.dashboard.web import SIGN_IN, PageError, Web, first, http_status, inner_path, read_form
 from fedround_client.errors import FedroundError, Unauthenticated
 
 LINK_SECONDS = 600.0
@@ -72,7 +72,7 @@ class SignIn:
         cookie = request.cookies.get(self._form_cookie, "")
         try:
             form = await read_form(request, self._web.sessions.form_key(cookie))
-        except FormError as error:
+        except PageError as error:
             return self._form(request, error.status, error.message)
         token, target = first(form, "token").strip(), inner_path(first(form, "next"))
         if not token:
@@ -93,7 +93,7 @@ class SignIn:
         if session is not None:
             try:
                 await read_form(request, session.csrf)
-            except FormError as error:
+            except PageError as error:
                 return self._form(request, error.status, error.message)
             self._web.sessions.end(session)
         answer = RedirectResponse(SIGN_IN, 303)
