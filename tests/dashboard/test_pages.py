@@ -179,6 +179,23 @@ def test_tabs_share_a_subscription_which_ends_with_the_last(served: Served, peop
     until(lambda: not feeds.num_feeds)
 
 
+def test_one_token_has_a_part_of_the_streams(
+    served: Served, people: People, training_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: not served.dashboard.feeds.num_feeds)
+    monkeypatch.setattr("fedround_client.dashboard.feed.MAX_ACCOUNT_STREAMS", 2)
+    monkeypatch.setattr("fedround_client.dashboard.feed.MAX_ACCOUNT_FEEDS", 1)
+    visitor, path = visitor_of(served, people.viewer.token), f"/trainings/{training_id}/live"
+    with visitor.stream(path) as first:
+        assert first.next()[0] == "live"
+        with visitor.stream("/live") as of_another_page:
+            assert of_another_page.next()[0] == "busy"
+        with visitor.stream(path) as second, visitor.stream(path) as third:
+            assert (second.next()[0], third.next()[0]) == ("live", "busy")
+            with visitor_of(served, people.actor.token).stream(path) as of_another_token:
+                assert of_another_token.next()[0] == "live"
+
+
 def test_a_stream_has_what_changed_and_ends_with_the_training(served: Served, people: People) -> None:
     made = people.training(name="short")
     with visitor_of(served, people.viewer.token).stream(f"/trainings/{made}/live") as stream:

@@ -131,10 +131,9 @@ class Dashboard:
         """Returns the stream of the live parts of a page."""
         session = self._web.session_of(request, is_used=False)
         if session is None:
-            return _message("signed-out")
+            # As a message: a page cannot read the status of an answer to its EventSource.
+            return Response(event("signed-out"), media_type="text/event-stream")
         account = session.account
-        if self.feeds.is_full(account, training_id):
-            return _message("busy")
         messages = self.feeds.stream(
             account, training_id, partial(render, Reader(account)), partial(self.sessions.is_alive, session)
         )
@@ -150,8 +149,3 @@ class _Static(StaticFiles):
         response = await super().get_response(path, scope)
         response.headers["Cache-Control"] = "no-cache"
         return response
-
-
-def _message(name: str) -> Response:
-    """Returns a stream of one message: a page cannot read the status of an answer to its EventSource."""
-    return Response(event(name), media_type="text/event-stream")
