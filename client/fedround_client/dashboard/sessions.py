@@ -18,6 +18,8 @@ from fedround_client.errors import Unimplemented
 
 MAX_SESSIONS = 1000
 """How many sessions there may be; after that, the one that was idle longest ends."""
+MAX_ACCOUNT_SESSIONS = 200
+"""How many of them one token has, so that nobody signs out all others by signing in often enough."""
 SECRET_BYTES = 32
 """Random bytes of cookies and of the link of the operator."""
 
@@ -134,7 +136,10 @@ class Sessions:
             account.user = user
             account.num_sessions += 1
             self._sessions[_digest(cookie)] = Session(account, now, now, self.form_key(cookie))
-            superfluous = sorted(self._sessions.values(), key=lambda one: one.last_used)[:-MAX_SESSIONS]
+            by_use = sorted(self._sessions.values(), key=lambda one: one.last_used)
+            own = [one for one in by_use if one.account is account]
+            # One sign-in makes at most one superfluous.
+            superfluous = own[:-MAX_ACCOUNT_SESSIONS] or by_use[:-MAX_SESSIONS]
         if account.client is not client:
             client.close()
         for session in superfluous:
