@@ -17,6 +17,8 @@ from fedround_client.dashboard.sign_in_limit import SignInLimit
 from fedround_client.dashboard.web import SIGN_IN, PageError, Web, first, http_status, inner_path, read_form
 from fedround_client.errors import FedroundError, Unauthenticated
 
+MAX_SIGN_IN_BYTES = 16_384
+"""Bytes of the form of a visitor who is not signed in yet."""
 LINK_SECONDS = 600.0
 """How long the link of the operator works, unless it was used."""
 
@@ -71,7 +73,7 @@ class SignIn:
         """Signs in with the token of the form."""
         cookie = request.cookies.get(self._form_cookie, "")
         try:
-            form = await read_form(request, self._web.sessions.form_key(cookie))
+            form = await read_form(request, self._web.sessions.form_key(cookie), MAX_SIGN_IN_BYTES)
         except PageError as error:
             return self._form(request, error.status, error.message)
         token, target = first(form, "token").strip(), inner_path(first(form, "next"))

@@ -221,12 +221,13 @@ class Web:
         return RedirectResponse(target, 303)
 
 
-async def read_form(request: Request, csrf: str) -> Form:
+async def read_form(request: Request, csrf: str, max_bytes: int = MAX_FORM_BYTES) -> Form:
     """Returns the fields of a form.
 
     Args:
         request: The request.
         csrf: What the form must contain to be one of ours.
+        max_bytes: How large it may be.
 
     Raises:
         PageError: It is none, or is too large.
@@ -237,8 +238,8 @@ async def read_form(request: Request, csrf: str) -> Form:
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_FORM_BYTES:
-                raise PageError(413, f"A form may have {MAX_FORM_BYTES} bytes. Choose fewer at a time.")
+            if len(body) > max_bytes:
+                raise PageError(413, f"This form may have {max_bytes:,} bytes.")
         form = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
     except (ValueError, ClientDisconnect) as error:
         raise PageError(400, "The form is damaged.") from error
