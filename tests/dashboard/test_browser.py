@@ -183,7 +183,8 @@ def test_labels_are_set_by_an_admin(chromium: Any, served: Served, people: Peopl
 
 
 def test_a_narrow_page_does_not_scroll_sideways(chromium: Any, served: Served, people: People) -> None:
-    training_id = evaluated(people, name="a-name-without-any-space-" * 5)
+    description = "a-description-without-any-space-" * 8
+    training_id = evaluated(people, name="a-name-without-any-space-" * 5, description=description)
     paths = ["/", f"/trainings/{training_id}", "/users"]
     for end in ("participants", "rounds", "rounds/0", "versions", "versions/1", "configuration", "stop", "register"):
         paths.append(f"/trainings/{training_id}/{end}")
