@@ -140,6 +140,16 @@ def test_a_training_that_was_not_started_lists_who_is_registered(served: Served,
     assert "Start Register clients Remove clients" in visitor.get(f"/trainings/{made}").text
 
 
+def test_large_numbers_are_in_groups(served: Served, people: People) -> None:
+    made = people.training(name="long", target_num_updates=1_000_000)
+    people.actor.start(made)
+    visitor = visitor_of(served, people.viewer.token)
+    page = visitor.get(f"/trainings/{made}")
+    assert "version 0 of 1,000,000" in page.text
+    assert "Round 1 of 1,000,000" in page.text
+    assert "1 of 1,000,000 · 0 of 2 in" in visitor.get("/").text
+
+
 def test_a_failed_training_says_why(served: Served, people: People) -> None:
     made = people.actor.create(name="fails", client_ids=[people.clients[0].user_id]).training_id
     people.actor.start(made)
