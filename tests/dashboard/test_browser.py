@@ -9,7 +9,7 @@ from calls import Person, model_file
 from dashboard.browser import chromium, page_of
 from dashboard.conftest import People
 from dashboard.visitor import Served
-from fedround.v1 import round_pb2, training_pb2, user_pb2
+from fedround.v1 import control_pb2, round_pb2, training_pb2, user_pb2
 
 __all__ = ["chromium"]
 
@@ -246,6 +246,27 @@ def test_names_are_text(chromium: Any, served: Served, people: People) -> None:
             page.get_by_text(EVIL).first.wait_for()
             page.goto(f"/users?q={EVIL}")
             page.get_by_text(EVIL).first.wait_for()
+
+
+def test_a_chart_of_one_round_has_points(chromium: Any, served: Served, people: People) -> None:
+    training_id = evaluated(people, 1)
+    ended = people.training(name="ended before a round")
+    people.actor.start(ended)
+    people.actor.control.StopTraining(control_pb2.StopTrainingRequest(training_id=ended, when="STOP_NOW"))
+    with page_of(chromium, served.url, people.viewer.token) as page:
+        page.goto(f"/trainings/{training_id}")
+        chart = page.locator(".chart", has_text="Share")
+        chart.locator("canvas").wait_for()
+        # Within the frame of the axes, one point of three curves that are the same.
+        colours = """(canvas) => {
+          const data = canvas.getContext("2d").getImageData(60, 20, canvas.width - 100, canvas.height - 70).data;
+          const found = new Set();
+          for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 200) found.add(data.slice(i, i + 3).join());
+          return [...found];
+        }"""
+        assert len(chart.locator("canvas").evaluate(colours)) > 1
+        page.goto(f"/trainings/{ended}")
+        page.get_by_text("There are no charts: no round was done.").wait_for()
 
 
 def test_a_page_is_small(chromium: Any, served: Served, people: People) -> None:

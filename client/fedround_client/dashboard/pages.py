@@ -69,6 +69,7 @@ class Pages:
             "training.html",
             current=current_round(visit.read, training),
             aggregation=aggregation_text(training.spec.aggregation),
+            is_over=training.state in ENDED,
         )
 
     def participants(self, visit: Visit) -> Response:

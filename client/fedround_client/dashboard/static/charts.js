@@ -84,7 +84,7 @@
         ],
         series: [{}, ...this.names.map((name, index) => ({
           label: name, stroke: colour(this.root, `s${index + 1}`), width: 2, spanGaps: true,
-          points: { show: values[0].length < 30 && this.names.length === 1, size: 5 },
+          points: { show: values[0].length === 1 || (values[0].length < 30 && this.names.length === 1), size: 5 },
         }))],
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 8 } },
         hooks: { setCursor: [(u) => this.show(u)] },
@@ -163,6 +163,7 @@
   function show(charts) {
     const wait = document.getElementById("charts-wait");
     if (charts.length && wait) wait.remove();
+    else if (wait) wait.textContent = wait.dataset.none;
     for (const data of charts) {
       if (known.has(data.name)) known.get(data.name).update(data);
       else known.set(data.name, new Chart(data));
