@@ -74,6 +74,10 @@ def test_a_participant_reads_its_trainings(served: Served, people: People, train
     page = visitor.get(f"/trainings/{training_id}")
     assert "Who is missing is shown to the actor and to viewers" in page.text
     assert "site 2" not in page.text
+    assert "Overview Versions Configuration" in page.text
+    versions = visitor.get(f"/trainings/{training_id}/versions")
+    assert "Version 1" in versions.text
+    assert "/versions/1" not in versions.body
     assert visitor.get(f"/trainings/{training_id}/rounds").status == 403
     assert visitor.get("/users").status == 403
 

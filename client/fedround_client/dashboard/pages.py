@@ -79,7 +79,7 @@ class Pages:
             return self._participants(visit, training, None)
         begin = parse_number(visit.query("page")) or 0
         ids = training.participant_ids[begin : begin + ROWS]
-        names = {user_id: _name(visit, user_id) for user_id in ids}
+        names = {user_id: _name(visit, user_id) if visit.account.may_list_users else "" for user_id in ids}
         following = str(begin + ROWS) if begin + ROWS < len(training.participant_ids) else ""
         return self._tab(visit, training, "registered.html", names=names, next_page=following, is_first=not begin)
 

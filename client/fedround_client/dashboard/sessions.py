@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fedround.v1.training_pb2 import Training
 from fedround.v1.user_pb2 import ROLE_ACTOR, ROLE_ADMIN, ROLE_VIEWER, User
 from fedround_client.client import Client
 from fedround_client.dashboard.server_status import server_status
@@ -58,6 +59,10 @@ class Account:
     def is_admin(self) -> bool:
         """Whether it may change users."""
         return self.user.role == ROLE_ADMIN
+
+    def sees_rounds(self, training: Training) -> bool:
+        """Returns whether the server shows it the rounds of a training, with their participants."""
+        return self.user.role == ROLE_VIEWER or training.actor_id == self.user.user_id
 
     @property
     def may_list_users(self) -> bool:
