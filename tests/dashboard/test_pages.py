@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def test_labels_are_for_admins(served: Served, people: People) -> None:
 def test_what_does_not_exist_is_not_found(served: Served, people: People, path: str) -> None:
     answer = visitor_of(served, people.admin.token).get(path.format(new_id()))
     assert answer.status == 404
+    assert 'role="alert">T' in answer.body  # as a sentence, also where the server's message begins with a small letter
     assert "Not found" in answer.text
 
 
@@ -142,6 +144,20 @@ def test_a_training_that_was_not_started_lists_who_is_registered(served: Served,
     assert "2 participants are registered" in visitor.get(f"/trainings/{made}").text
     assert "site 1" in visitor.get(f"/trainings/{made}/participants").text
     assert "Start Register clients Remove clients" in visitor.get(f"/trainings/{made}").text
+
+
+def test_who_sent_nothing_in_a_round_that_is_done_is_not_shown_as_working(served: Served, people: People) -> None:
+    made = people.training(name="one is enough", round_policy={"min_updates": 1})
+    people.actor.start(made)
+    events = people.actor.subscribe(made)
+    with ExitStack() as stack:
+        stack.callback(people.clients[1].subscribe(made).cancel)
+        people.clients[0].submit(made, model_file(1))
+        next(event for event in events if event.HasField("round_closed"))
+        visitor = visitor_of(served, people.viewer.token)
+        assert "site 2 nothing sent" in visitor.get(f"/trainings/{made}/rounds/0").text
+        assert "1 match" in visitor.get(f"/trainings/{made}/rounds/0?state=nothing+sent").text
+        assert "site 2 nothing sent last seen" in visitor.get(f"/trainings/{made}").text
 
 
 def test_large_numbers_are_in_groups(served: Served, people: People) -> None:

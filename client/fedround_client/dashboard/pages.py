@@ -33,7 +33,7 @@ from fedround_client.round_number import planned_rounds
 
 PANEL_ROWS = 12
 """Participants that the panel of the open round names."""
-STATES = ("failed", "not connected", "working", "uploading", "arrived", "absent")
+STATES = ("failed", "not connected", "working", "uploading", "arrived", "absent", "nothing sent")
 
 
 class Pages:
@@ -122,7 +122,7 @@ class Pages:
         found = (
             one
             for one in self._memory.participants(reader, current)
-            if matches(text, one.name, one.user_id) and state in ("", participant_state(one)[0])
+            if matches(text, one.name, one.user_id) and state in ("", participant_state(one, current.state)[0])
         )
         return list(islice(found, MAX_FILTERED + 1))
 

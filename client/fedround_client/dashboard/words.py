@@ -74,12 +74,19 @@ def results(kind: RoundKind.ValueType) -> str:
     return "reports" if kind == ROUND_KIND_EVALUATE else "updates"
 
 
-def participant_state(one: RoundParticipant) -> tuple[str, str]:
-    """Returns the state of a participant in words, and the class of its colour."""
+def participant_state(one: RoundParticipant, state: RoundState.ValueType) -> tuple[str, str]:
+    """Returns the state of a participant in a round in words, and the class of its colour.
+
+    Args:
+        one: The participant.
+        state: The state of the round.
+    """
     if one.HasField("failure"):
         return ("absent" if one.failure.reason == "ABSENT" else "failed"), "bad"
     if one.arrived:
         return "arrived", "good"
+    if state in (ROUND_STATE_DONE, ROUND_STATE_ABANDONED):
+        return "nothing sent", "idle"
     if one.uploaded_bytes:
         return "uploading", "running"
     return ("working", "running") if one.subscribed else ("not connected", "waiting")
@@ -193,9 +200,9 @@ def lines(text: str) -> Iterator[str]:
     yield from text.splitlines()
 
 
-def percent(part: float, whole: float) -> str:
-    """Returns a part in percent."""
-    return f"{100 * part / whole:.0f} %" if whole else ""
+def sentence(text: str) -> str:
+    """Returns a text that begins with a capital letter: messages of the server do not."""
+    return text[:1].upper() + text[1:]
 
 
 def union(dictionaries: Iterable[Any]) -> list[str]:
@@ -223,6 +230,7 @@ FILTERS = {
     "role": role_text,
     "round_kind": round_kind,
     "round_state": round_state,
+    "sentence": sentence,
     "size": size,
     "training_state": training_state,
     "union": union,
