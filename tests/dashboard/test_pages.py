@@ -14,6 +14,7 @@ from dashboard.conftest import People
 from dashboard.visitor import Served, Visitor, serving
 from fedround.v1 import round_pb2, training_pb2
 from fedround_client.dashboard.reader import Reader
+from fedround_client.dashboard.words import length
 from servers import Server
 
 VENDOR = Path(fedround_client.dashboard.__file__).parent / "static/vendor"
@@ -246,6 +247,13 @@ def read(stream: Any) -> dict[str, Any]:
     assert name == "live"
     found: dict[str, Any] = json.loads(data)
     return found
+
+
+def test_lengths_of_rounds_are_finer() -> None:
+    assert [length(seconds) for seconds in (0.0402, 0.9996, 1.44, 9.96, 61)] == [
+        *("40 ms", "1.0 s", "1.4 s", "10 s", "1 min 1 s"),
+    ]
+    assert [length(seconds) for seconds in (None, float("nan"))] == ["", ""]
 
 
 def test_vendored_files_are_those_that_were_published() -> None:

@@ -30,6 +30,8 @@ from fedround.v1.training_pb2 import (
     Training,
 )
 from fedround.v1.user_pb2 import Role, User
+from fedround_client.command.output import enum_name
+from fedround_client.command.quantities import duration_text, size_text
 from fedround_client.command.training_summary import task
 from fedround_client.printable import printable
 
@@ -43,7 +45,6 @@ _ROUND_STATES = {
 }
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?\+00:00)")
 _SDK_ATTRIBUTES = ("platform", "python", "sdk")
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def training_state(training: Training) -> tuple[str, str]:
@@ -135,33 +136,17 @@ def seconds_between(begin: Timestamp, end: Timestamp) -> float | None:
 
 
 def length(seconds: float | None) -> str:
-    """Returns a number of seconds for people, such as "1.4 s" or "3 min 05 s"; empty for None."""
+    """Returns a number of seconds for people, such as "40 ms", "1.4 s" or "3 min 5 s"; empty for None."""
     if seconds is None or not math.isfinite(seconds):
         return ""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    hours = whole // 3600
-    return f"{hours} h {whole % 3600 // 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 9.95 else duration_text(seconds)
 
 
 def duration(value: Duration) -> str:
     """Returns a Duration for people."""
     return length(value.seconds + value.nanos / 1e9)
-
-
-def size(num_bytes: float) -> str:
-    """Returns a number of bytes for people, such as "1.5 MB" (10^6 bytes to a megabyte)."""
-    value = float(num_bytes)
-    for unit in _UNITS:
-        if value < 1000 or unit == _UNITS[-1]:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError
 
 
 def number(value: float) -> str:
@@ -186,7 +171,7 @@ def has_figure(report: UpdateReport, name: str) -> bool:
 
 def role_text(user: User) -> str:
     """Returns the role of a user in words."""
-    return Role.Name(user.role).removeprefix("ROLE_").lower()
+    return enum_name(Role, user.role).lower()
 
 
 def attributes_text(attributes: Mapping[str, str]) -> str:
@@ -231,7 +216,7 @@ FILTERS = {
     "round_kind": round_kind,
     "round_state": round_state,
     "sentence": sentence,
-    "size": size,
+    "size": size_text,
     "training_state": training_state,
     "union": union,
     "when": when,
