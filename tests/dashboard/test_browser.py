@@ -269,7 +269,7 @@ def test_a_chart_of_one_round_has_points(chromium: Any, served: Served, people: 
         }"""
         assert len(chart.locator("canvas").evaluate(colours)) > 1
         page.goto(f"/trainings/{ended}")
-        page.get_by_text("There are no charts: no round was done.").wait_for()
+        page.get_by_text("There are no values to draw.").wait_for()
 
 
 def test_a_page_is_small(chromium: Any, served: Served, people: People) -> None:
