@@ -298,6 +298,9 @@ def test_addresses_and_names() -> None:
     assert allowed_hosts("192.0.2.1", ["Dash.example"]) == {"192.0.2.1", "dash.example"}
     with pytest.raises(ValueError, match="--allowed-host NAME"):
         allowed_hosts("0.0.0.0", [])
+    for name in ("dash.example:8443", "https://dash.example"):
+        with pytest.raises(ValueError, match="without scheme and port"):
+            allowed_hosts("127.0.0.1", [name])
     for address in ("8080", ":8080", "127.0.0.1:", "127.0.0.1:99999"):
         with pytest.raises(ValueError, match="HOST:PORT"):
             parse_listen(address)
