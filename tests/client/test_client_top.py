@@ -14,7 +14,7 @@ from fedround.v1.server_pb2 import CallCount, DatabaseStatus, DiskStatus, GetSer
 from fedround.v1.training_pb2 import Training, TrainingSpec
 from fedround.v1.user_pb2 import GetMyselfResponse, User
 from fedround_client.command.top_rates import DiskTrend, rates_between
-from fedround_client.command.top_view import View, bar, duration, refusal
+from fedround_client.command.top_view import View, bar, refusal
 
 GB = 10**9
 
@@ -123,12 +123,9 @@ def test_a_disk_that_fills_up_has_an_end() -> None:
     assert trend.until(GB) is None
 
 
-def test_bars_and_durations() -> None:
+def test_bars() -> None:
     assert bar(DiskStatus(), 4) == "[----]"
     assert bar(DiskStatus(total_bytes=4, free_bytes=1), 4) == "[###-]"
-    assert [duration(timedelta(seconds=one)) for one in (0, 59, 60, 3661, 86_400)] == [
-        *("0 s", "59 s", "1 min", "1 h 1 min", "1 d"),
-    ]
 
 
 def test_one_look_as_json(server, command) -> None:

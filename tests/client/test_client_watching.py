@@ -33,7 +33,7 @@ from fedround.v1.training_pb2 import (
     TrainingSpec,
 )
 from fedround_client.command.watching.situation import Situation
-from fedround_client.command.watching.view import View, duration, size_text, sparkline
+from fedround_client.command.watching.view import View, sparkline
 from fedround_client.observer import Told, Unreachable
 
 BEGIN = 1_800_000_000
@@ -121,7 +121,7 @@ def test_who_is_missing_and_why(watched):
         "  site 3  connected",
         "  site 5  failed: TRAIN_FAILED: CUDA out of memory",
         "  site 6  absent",
-        "  site 4  last seen 2:03 min ago",
+        "  site 4  last seen 2 min 3 s ago",
         "  site 7  never connected",
     ]
     assert watched.lines(43)[0].endswith("(10 s a version)")
@@ -240,17 +240,6 @@ def test_sparklines():
     assert sparkline([5, 1, 2, 3], 3) == "▁▅█"
     assert sparkline([2, float("nan"), 2], 5) == "▁ ▁"
     assert sparkline([1], 0) == ""
-
-
-def test_times_and_sizes():
-    assert [duration(seconds) for seconds in (-1, 59, 185, 7620, 864000)] == [
-        "0 s",
-        "59 s",
-        "3:05 min",
-        "2:07 h",
-        "10 days",
-    ]
-    assert [size_text(size) for size in (999, 1500, 2.5e6, 3e9)] == ["999 B", "1.5 kB", "2.5 MB", "3.0 GB"]
 
 
 def test_ascii_terminals(watched):

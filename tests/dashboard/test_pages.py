@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from calls import model_file, new_id, until
 from dashboard.conftest import People
 from dashboard.visitor import Served, Visitor, serving
 from fedround.v1 import round_pb2, training_pb2
+from fedround_client.dashboard.reader import Reader
+from fedround_client.dashboard.words import length
 from servers import Server
 
 VENDOR = Path(fedround_client.dashboard.__file__).parent / "static/vendor"
@@ -73,6 +76,10 @@ def test_a_participant_reads_its_trainings(served: Served, people: People, train
     page = visitor.get(f"/trainings/{training_id}")
     assert "Who is missing is shown to the actor and to viewers" in page.text
     assert "site 2" not in page.text
+    assert "Overview Versions Configuration" in page.text
+    versions = visitor.get(f"/trainings/{training_id}/versions")
+    assert "Version 1" in versions.text
+    assert "/versions/1" not in versions.body
     assert visitor.get(f"/trainings/{training_id}/rounds").status == 403
     assert visitor.get("/users").status == 403
 
@@ -100,7 +107,36 @@ def test_labels_are_for_admins(served: Served, people: People) -> None:
 def test_what_does_not_exist_is_not_found(served: Served, people: People, path: str) -> None:
     answer = visitor_of(served, people.admin.token).get(path.format(new_id()))
     assert answer.status == 404
+    assert 'role="alert">T' in answer.body  # as a sentence, also where the server's message begins with a small letter
     assert "Not found" in answer.text
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "4294967295", "4294967296", "9" * 5000])
+@pytest.mark.parametrize("kind", ["rounds", "versions"])
+def test_numbers_that_do_not_exist_are_not_found(
+    served: Served, people: People, training_id: str, kind: str, number: str
+) -> None:
+    assert visitor_of(served, people.actor.token).get(f"/trainings/{training_id}/{kind}/{number}").status == 404
+
+
+def test_any_text_is_a_page_of_registered_participants(served: Served, people: People) -> None:
+    visitor, made = visitor_of(served, people.actor.token), people.training(name="pages of many digits")
+    assert "site 1" in visitor.get(f"/trainings/{made}/participants?page={'9' * 5000}").text
+    assert "site 1" in visitor.get(f"/trainings/{made}/participants?page=x").text
+
+
+def test_a_page_that_was_loading_when_its_visitor_signed_out_asks_to_sign_in(
+    served: Served, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visitor = visitor_of(served, people.admin.make(people.server.address, "VIEWER").token)
+    trainings = Reader.trainings
+
+    def signed_out_meanwhile(reader: Reader, page_token: str = "") -> Any:
+        served.dashboard.sessions.end_account(reader.account)
+        return trainings(reader, page_token)
+
+    monkeypatch.setattr(Reader, "trainings", signed_out_meanwhile)
+    assert visitor.get("/").status == 303
 
 
 def test_a_training_that_was_not_started_lists_who_is_registered(served: Served, people: People) -> None:
@@ -109,6 +145,30 @@ def test_a_training_that_was_not_started_lists_who_is_registered(served: Served,
     assert "2 participants are registered" in visitor.get(f"/trainings/{made}").text
     assert "site 1" in visitor.get(f"/trainings/{made}/participants").text
     assert "Start Register clients Remove clients" in visitor.get(f"/trainings/{made}").text
+
+
+def test_who_sent_nothing_in_a_round_that_is_done_is_not_shown_as_working(served: Served, people: People) -> None:
+    made = people.training(name="one is enough", round_policy={"min_updates": 1})
+    people.actor.start(made)
+    events = people.actor.subscribe(made)
+    with ExitStack() as stack:
+        stack.callback(people.clients[1].subscribe(made).cancel)
+        people.clients[0].submit(made, model_file(1))
+        next(event for event in events if event.HasField("round_closed"))
+        visitor = visitor_of(served, people.viewer.token)
+        assert "site 2 nothing sent" in visitor.get(f"/trainings/{made}/rounds/0").text
+        assert "1 match" in visitor.get(f"/trainings/{made}/rounds/0?state=nothing+sent").text
+        assert "site 2 nothing sent last seen" in visitor.get(f"/trainings/{made}").text
+
+
+def test_large_numbers_are_in_groups(served: Served, people: People) -> None:
+    made = people.training(name="long", target_num_updates=1_000_000)
+    people.actor.start(made)
+    visitor = visitor_of(served, people.viewer.token)
+    page = visitor.get(f"/trainings/{made}")
+    assert "version 0 of 1,000,000" in page.text
+    assert "Round 1 of 1,000,000" in page.text
+    assert "1 of 1,000,000 · 0 of 2 in" in visitor.get("/").text
 
 
 def test_a_failed_training_says_why(served: Served, people: People) -> None:
@@ -150,6 +210,23 @@ def test_tabs_share_a_subscription_which_ends_with_the_last(served: Served, peop
     until(lambda: not feeds.num_feeds)
 
 
+def test_one_token_has_a_part_of_the_streams(
+    served: Served, people: People, training_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: not served.dashboard.feeds.num_feeds)
+    monkeypatch.setattr("fedround_client.dashboard.feed.MAX_ACCOUNT_STREAMS", 2)
+    monkeypatch.setattr("fedround_client.dashboard.feed.MAX_ACCOUNT_FEEDS", 1)
+    visitor, path = visitor_of(served, people.viewer.token), f"/trainings/{training_id}/live"
+    with visitor.stream(path) as first:
+        assert first.next()[0] == "live"
+        with visitor.stream("/live") as of_another_page:
+            assert of_another_page.next()[0] == "busy"
+        with visitor.stream(path) as second, visitor.stream(path) as third:
+            assert (second.next()[0], third.next()[0]) == ("live", "busy")
+            with visitor_of(served, people.actor.token).stream(path) as of_another_token:
+                assert of_another_token.next()[0] == "live"
+
+
 def test_a_stream_has_what_changed_and_ends_with_the_training(served: Served, people: People) -> None:
     made = people.training(name="short")
     with visitor_of(served, people.viewer.token).stream(f"/trainings/{made}/live") as stream:
@@ -170,6 +247,13 @@ def read(stream: Any) -> dict[str, Any]:
     assert name == "live"
     found: dict[str, Any] = json.loads(data)
     return found
+
+
+def test_lengths_of_rounds_are_finer() -> None:
+    assert [length(seconds) for seconds in (0.0402, 0.9996, 1.44, 9.96, 61)] == [
+        *("40 ms", "1.0 s", "1.4 s", "10 s", "1 min 1 s"),
+    ]
+    assert [length(seconds) for seconds in (None, float("nan"))] == ["", ""]
 
 
 def test_vendored_files_are_those_that_were_published() -> None:

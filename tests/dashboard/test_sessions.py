@@ -212,6 +212,27 @@ def test_forms_need_the_secret_of_their_session(served: Served, people: People) 
     assert served.visitor().post("/sign-in", fields).status == 403
 
 
+def test_one_token_has_a_part_of_the_sessions(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround_client.dashboard.sessions.MAX_SESSIONS", 3)
+    monkeypatch.setattr("fedround_client.dashboard.sessions.MAX_ACCOUNT_SESSIONS", 2)
+    with serving(people.server) as served:
+        other = signed_in(served, people.actor.token)
+        own = []
+        for _ in range(3):
+            served.clock.now += 1
+            own.append(signed_in(served, people.viewer.token))
+        assert [visitor.get("/").status for visitor in (other, *own)] == [200, 303, 200, 200]
+        served.clock.now += 1
+        signed_in(served, people.admin.token)
+        assert other.get("/").status == 303
+
+
+def test_a_visitor_who_is_not_signed_in_sends_little(served: Served) -> None:
+    visitor = served.visitor()
+    fields = {"csrf": visitor.get("/sign-in").field("csrf"), "token": "x" * 20_000}
+    assert visitor.post("/sign-in", fields).status == 413
+
+
 def test_forms_have_limits(served: Served, people: People) -> None:
     visitor = signed_in(served, people.actor.token)
     path, csrf = f"/trainings/{people.training()}/register", visitor.get("/").field("csrf")
@@ -277,6 +298,9 @@ def test_addresses_and_names() -> None:
     assert allowed_hosts("192.0.2.1", ["Dash.example"]) == {"192.0.2.1", "dash.example"}
     with pytest.raises(ValueError, match="--allowed-host NAME"):
         allowed_hosts("0.0.0.0", [])
+    for name in ("dash.example:8443", "https://dash.example"):
+        with pytest.raises(ValueError, match="without scheme and port"):
+            allowed_hosts("127.0.0.1", [name])
     for address in ("8080", ":8080", "127.0.0.1:", "127.0.0.1:99999"):
         with pytest.raises(ValueError, match="HOST:PORT"):
             parse_listen(address)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,6 +14,7 @@ from rich.text import Text
 from fedround.v1.server_pb2 import DiskStatus, ServerStatus
 from fedround.v1.training_pb2 import Training, TrainingState
 from fedround_client.command.output import enum_name
+from fedround_client.command.quantities import duration_text, size_text
 from fedround_client.command.top_rates import Rates
 from fedround_client.printable import one_line
 from fedround_client.round_number import planned_rounds
@@ -24,7 +24,6 @@ WIDE = 140
 METHODS = 8
 SUMMARY_LINES = 15
 """Lines of the screen besides those of trainings."""
-UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,18 @@ class View:
         """Returns the moment as one line."""
         status, rates = self.status, self.rates
         rejected = f" ({_by_name(rates.rejected)})" if rates.rejected else ""
+        refused = refusal(status.disk)
         parts = [
             _clock(status.current_time),
             f"calls {_rate(rates.calls)}, failed {_rate(rates.failed_calls)}",
-            f"in {_size(rates.received_bytes)}/s, out {_size(rates.sent_bytes)}/s",
+            f"in {size_text(rates.received_bytes)}/s, out {size_text(rates.sent_bytes)}/s",
             f"updates {_rate(rates.updates)}, rejected {_rate(sum(rates.rejected.values()))}{rejected}",
             f"uploads {status.uploads}, downloads {status.downloads}, subscriptions {status.subscriptions}",
             f"trainings {status.running_trainings}",
-            f"cpu {rates.cpu:.0%}, memory {_size(status.memory_bytes)}",
+            f"cpu {rates.cpu:.0%}, memory {size_text(status.memory_bytes)}",
             f"jobs {status.worker.jobs_running} running, {status.worker.jobs_waiting} waiting",
             f"commits {_rate(rates.commits)}, {_milliseconds(rates.commit_seconds)}",
-            f"disk {_size(status.disk.free_bytes)} free{f', {refused}' if (refused := refusal(status.disk)) else ''}",
+            f"disk {size_text(status.disk.free_bytes)} free{f', {refused}' if refused else ''}",
         ]
         return "; ".join(parts)
 
@@ -83,7 +83,7 @@ class View:
     def _title(self, width: int) -> Text:
         status = self.status
         up = status.current_time.ToSeconds() - status.start_time.ToSeconds()
-        title = f"fedround {one_line(status.version)} at {self.address}, up {duration(timedelta(seconds=up))}"
+        title = f"fedround {one_line(status.version)} at {self.address}, up {duration_text(up)}"
         text = Text(f"{title}   {_clock(status.current_time)}", style="bold")
         if self.problem:
             text.append(f"\n{self.problem}", style="bold red")
@@ -108,7 +108,7 @@ class View:
             f"{_rate(rates.calls)}, {_rate(failed)} failed; {status.calls_in_progress} in progress",
             "yellow" if failed else "",
         )
-        yield "traffic", f"{_size(rates.received_bytes)}/s in, {_size(rates.sent_bytes)}/s out", ""
+        yield "traffic", f"{size_text(rates.received_bytes)}/s in, {size_text(rates.sent_bytes)}/s out", ""
         yield (
             "streams",
             f"uploads: {status.uploads}, downloads: {status.downloads}, subscriptions: {status.subscriptions:,}",
@@ -122,31 +122,35 @@ class View:
             "yellow" if rates.rejected or rates.failures else "",
         )
         yield "rounds", f"{_rate(rates.rounds)} done; running trainings: {status.running_trainings}", ""
-        yield "server", f"CPU {rates.cpu:.0%} of a core, memory {_size(status.memory_bytes)}", ""
+        yield "server", f"CPU {rates.cpu:.0%} of a core, memory {size_text(status.memory_bytes)}", ""
         yield (
             "worker",
             f"jobs: {worker.jobs_running} running, {worker.jobs_waiting} waiting, {_rate(rates.jobs)} done;"
-            f" memory {_size(worker.memory_bytes)}; crashes: {worker.crashes}",
+            f" memory {size_text(worker.memory_bytes)}; crashes: {worker.crashes}",
             "yellow" if worker.crashes else "",
         )
         yield (
             "database",
-            f"{one_line(database.kind)}, {_size(database.size_bytes)}; {_rate(rates.commits)} commits,"
+            f"{one_line(database.kind)}, {size_text(database.size_bytes)}; {_rate(rates.commits)} commits,"
             f" {_milliseconds(rates.commit_seconds)} on average",
             "",
         )
         refused = refusal(disk)
-        soon = f", in {duration(self.full_in)} if it goes on like this" if self.full_in is not None else ""
+        soon = (
+            f", in {duration_text(self.full_in.total_seconds())} if it goes on like this"
+            if self.full_in is not None
+            else ""
+        )
         yield (
             "disk",
-            f"{bar(disk)} {_size(disk.free_bytes)} free of {_size(disk.total_bytes)};"
-            f" unfinished uploads {_size(disk.unfinished_bytes)}",
+            f"{bar(disk)} {size_text(disk.free_bytes)} free of {size_text(disk.total_bytes)};"
+            f" unfinished uploads {size_text(disk.unfinished_bytes)}",
             "",
         )
-        yield "", f"files {_size(disk.stored_bytes)}, of at most {_size(disk.max_stored_bytes)}", ""
+        yield "", f"files {size_text(disk.stored_bytes)}, of at most {size_text(disk.max_stored_bytes)}", ""
         limits = (
-            f"models are refused below {_size(disk.min_free_bytes)} free, updates below"
-            f" {_size(disk.min_free_bytes / 2)}{soon}"
+            f"models are refused below {size_text(disk.min_free_bytes)} free, updates below"
+            f" {size_text(disk.min_free_bytes / 2)}{soon}"
         )
         yield "", refused or limits, "bold red" if refused else "yellow" if soon else "dim"
 
@@ -185,11 +189,11 @@ class View:
 def refusal(disk: DiskStatus) -> str:
     """Returns which uploads the server refuses since the disk is full; empty if none."""
     if disk.free_bytes < disk.min_free_bytes // 2:
-        return f"models and updates are refused: less than {_size(disk.min_free_bytes / 2)} free"
+        return f"models and updates are refused: less than {size_text(disk.min_free_bytes / 2)} free"
     if disk.free_bytes < disk.min_free_bytes:
-        return f"models are refused: less than {_size(disk.min_free_bytes)} free"
+        return f"models are refused: less than {size_text(disk.min_free_bytes)} free"
     if disk.stored_bytes >= disk.max_stored_bytes:
-        return f"models are refused: the files have more than {_size(disk.max_stored_bytes)}"
+        return f"models are refused: the files have more than {size_text(disk.max_stored_bytes)}"
     return ""
 
 
@@ -200,30 +204,10 @@ def bar(disk: DiskStatus, width: int = 20) -> str:
     return f"[{'#' * filled}{'-' * (width - filled)}]"
 
 
-def duration(time: timedelta) -> str:
-    """Returns a duration in its two largest units, such as "3 d 4 h"."""
-    seconds = max(0, round(time.total_seconds()))
-    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-    for (large, size), (small, smaller) in pairwise(units):
-        if seconds >= size:
-            rest = seconds % size // smaller
-            return f"{seconds // size} {large}{f' {rest} {small}' if rest else ''}"
-    return f"{seconds} s"
-
-
 def _state(training: Training) -> str:
     if training.paused:
         return "paused"
     return "closed" if training.round_closed else enum_name(TrainingState, training.state).lower()
-
-
-def _size(count: float) -> str:
-    """Returns bytes in decimal units, such as "1.2 GB"."""
-    for unit in UNITS:
-        if count < 999.5 or unit == UNITS[-1]:
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
 
 
 def _rate(per_second: float) -> str:

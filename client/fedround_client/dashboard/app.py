@@ -78,9 +78,9 @@ class Dashboard:
             Route(f"{training}/charts", web.get(self._charts)),
             Route(f"{training}/participants", web.get(pages.participants)),
             Route(f"{training}/rounds", web.get(pages.rounds)),
-            Route(f"{training}/rounds/{{round:int}}", web.get(pages.round)),
+            Route(f"{training}/rounds/{{round}}", web.get(pages.round)),
             Route(f"{training}/versions", web.get(pages.versions)),
-            Route(f"{training}/versions/{{version:int}}", web.get(pages.version)),
+            Route(f"{training}/versions/{{version}}", web.get(pages.version)),
             Route(f"{training}/configuration", web.get(pages.configuration)),
             Route("/users", web.get(pages.users)),
             Route("/users/{user_id:uuid}", web.get(steering.ask_labels)),
@@ -131,10 +131,9 @@ class Dashboard:
         """Returns the stream of the live parts of a page."""
         session = self._web.session_of(request, is_used=False)
         if session is None:
-            return _message("signed-out")
+            # As a message: a page cannot read the status of an answer to its EventSource.
+            return Response(event("signed-out"), media_type="text/event-stream")
         account = session.account
-        if self.feeds.is_full(account, training_id):
-            return _message("busy")
         messages = self.feeds.stream(
             account, training_id, partial(render, Reader(account)), partial(self.sessions.is_alive, session)
         )
@@ -150,8 +149,3 @@ class _Static(StaticFiles):
         response = await super().get_response(path, scope)
         response.headers["Cache-Control"] = "no-cache"
         return response
-
-
-def _message(name: str) -> Response:
-    """Returns a stream of one message: a page cannot read the status of an answer to its EventSource."""
-    return Response(event(name), media_type="text/event-stream")

@@ -27,6 +27,10 @@ REST_FACTOR = 2.0
 """A rendering is followed by a rest of so many times its own duration, so that large rounds do not keep a core busy."""
 MAX_FEEDS = 200
 MAX_STREAMS = 1000
+MAX_ACCOUNT_FEEDS = 50
+"""Subscriptions for one token."""
+MAX_ACCOUNT_STREAMS = 200
+"""Open pages of one token, so that one visitor leaves room for the others."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +169,13 @@ class Feeds:
         """How many subscriptions there are."""
         return len(self._feeds)
 
-    def is_full(self, account: Account, training_id: str) -> bool:
+    def _is_full(self, account: Account, training_id: str) -> bool:
         """Returns whether there is no room for another stream."""
+        own = [feed for (owner, _), feed in self._feeds.items() if owner is account]
+        if self.num_streams >= MAX_STREAMS or sum(feed.num_streams for feed in own) >= MAX_ACCOUNT_STREAMS:
+            return True
         is_new = (account, training_id) not in self._feeds
-        return self.num_streams >= MAX_STREAMS or (is_new and len(self._feeds) >= MAX_FEEDS)
+        return is_new and (len(self._feeds) >= MAX_FEEDS or len(own) >= MAX_ACCOUNT_FEEDS)
 
     async def stream(
         self,
@@ -177,7 +184,7 @@ class Feeds:
         render: Callable[[int], Live],
         is_alive: Callable[[], bool],
     ) -> AsyncIterator[bytes]:
-        """Yields server-sent events: each has what changed since the one before, as JSON.
+        """Yields server-sent events: each has what changed since the one before, as JSON; or that there is no room.
 
         Args:
             account: Whose trainings are shown.
@@ -185,6 +192,10 @@ class Feeds:
             render: As in Feed.
             is_alive: Returns whether the visitor is still signed in.
         """
+        # Not before the first message is asked for: of many requests at once, each counts those before it.
+        if self._is_full(account, training_id):
+            yield event("busy")
+            return
         key = (account, training_id)
         feed = self._feeds.get(key)
         if feed is None:

@@ -19,7 +19,7 @@ from fedround_client.dashboard.participants import ParticipantMemory
 from fedround_client.dashboard.reader import MAX_FILTERED, ROWS, Reader, matches
 from fedround_client.dashboard.server_status import server_status
 from fedround_client.dashboard.steering import available_actions, done_text
-from fedround_client.dashboard.web import Visit, Web
+from fedround_client.dashboard.web import Visit, Web, parse_number
 from fedround_client.dashboard.words import (
     ENDED,
     has_figure,
@@ -33,7 +33,7 @@ from fedround_client.round_number import planned_rounds
 
 PANEL_ROWS = 12
 """Participants that the panel of the open round names."""
-STATES = ("failed", "not connected", "working", "uploading", "arrived", "absent")
+STATES = ("failed", "not connected", "working", "uploading", "arrived", "absent", "nothing sent")
 
 
 class Pages:
@@ -69,6 +69,7 @@ class Pages:
             "training.html",
             current=current_round(visit.read, training),
             aggregation=aggregation_text(training.spec.aggregation),
+            is_over=training.state in ENDED,
         )
 
     def participants(self, visit: Visit) -> Response:
@@ -76,9 +77,9 @@ class Pages:
         training = self._training(visit)
         if training.state != TRAINING_STATE_INITIAL:
             return self._participants(visit, training, None)
-        begin = int(visit.query("page") or 0) if visit.query("page").isdecimal() else 0
+        begin = parse_number(visit.query("page")) or 0
         ids = training.participant_ids[begin : begin + ROWS]
-        names = {user_id: _name(visit, user_id) for user_id in ids}
+        names = {user_id: _name(visit, user_id) if visit.account.may_list_users else "" for user_id in ids}
         following = str(begin + ROWS) if begin + ROWS < len(training.participant_ids) else ""
         return self._tab(visit, training, "registered.html", names=names, next_page=following, is_first=not begin)
 
@@ -121,7 +122,7 @@ class Pages:
         found = (
             one
             for one in self._memory.participants(reader, current)
-            if matches(text, one.name, one.user_id) and state in ("", participant_state(one)[0])
+            if matches(text, one.name, one.user_id) and state in ("", participant_state(one, current.state)[0])
         )
         return list(islice(found, MAX_FILTERED + 1))
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fedround.v1.training_pb2 import Training
 from fedround.v1.user_pb2 import ROLE_ACTOR, ROLE_ADMIN, ROLE_VIEWER, User
 from fedround_client.client import Client
 from fedround_client.dashboard.server_status import server_status
@@ -18,6 +19,8 @@ from fedround_client.errors import Unimplemented
 
 MAX_SESSIONS = 1000
 """How many sessions there may be; after that, the one that was idle longest ends."""
+MAX_ACCOUNT_SESSIONS = 200
+"""How many of them one token has, so that nobody signs out all others by signing in often enough."""
 SECRET_BYTES = 32
 """Random bytes of cookies and of the link of the operator."""
 
@@ -56,6 +59,10 @@ class Account:
     def is_admin(self) -> bool:
         """Whether it may change users."""
         return self.user.role == ROLE_ADMIN
+
+    def sees_rounds(self, training: Training) -> bool:
+        """Returns whether the server shows it the rounds of a training, with their participants."""
+        return self.user.role == ROLE_VIEWER or training.actor_id == self.user.user_id
 
     @property
     def may_list_users(self) -> bool:
@@ -134,7 +141,10 @@ class Sessions:
             account.user = user
             account.num_sessions += 1
             self._sessions[_digest(cookie)] = Session(account, now, now, self.form_key(cookie))
-            superfluous = sorted(self._sessions.values(), key=lambda one: one.last_used)[:-MAX_SESSIONS]
+            by_use = sorted(self._sessions.values(), key=lambda one: one.last_used)
+            own = [one for one in by_use if one.account is account]
+            # One sign-in makes at most one superfluous.
+            superfluous = own[:-MAX_ACCOUNT_SESSIONS] or by_use[:-MAX_SESSIONS]
         if account.client is not client:
             client.close()
         for session in superfluous:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def allowed_hosts(host: str, names: Iterable[str]) -> frozenset[str]:
+def allowed_hosts(host: str, names: Collection[str]) -> frozenset[str]:
     """Returns the names by which browsers may call a dashboard that listens on a host.
 
     Any other name in a request can be that of a page of somebody else, which has its name resolved to this machine (DNS
@@ -71,8 +71,11 @@ def allowed_hosts(host: str, names: Iterable[str]) -> frozenset[str]:
         names: Further names.
 
     Raises:
-        ValueError: It listens on all addresses, and no name is given.
+        ValueError: It listens on all addresses, and no name is given; or one of them has a scheme or a port.
     """
+    for name in names:
+        if "/" in name or name.count(":") == 1:
+            raise ValueError(f"{name!r} is no name: write it without scheme and port, for example dash.example.org.")
     found = {name.lower().strip("[]") for name in names}
     if is_loopback(host):
         found |= LOOPBACK_NAMES | {host}

@@ -14,9 +14,11 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from fedround_client.dashboard.sessions import SECRET_BYTES
 from fedround_client.dashboard.sign_in_limit import SignInLimit
-from fedround_client.dashboard.web import SIGN_IN, FormError, Web, first, http_status, inner_path, read_form
+from fedround_client.dashboard.web import SIGN_IN, PageError, Web, first, http_status, inner_path, read_form
 from fedround_client.errors import FedroundError, Unauthenticated
 
+MAX_SIGN_IN_BYTES = 16_384
+"""Bytes of the form of a visitor who is not signed in yet."""
 LINK_SECONDS = 600.0
 """How long the link of the operator works, unless it was used."""
 
@@ -71,8 +73,8 @@ class SignIn:
         """Signs in with the token of the form."""
         cookie = request.cookies.get(self._form_cookie, "")
         try:
-            form = await read_form(request, self._web.sessions.form_key(cookie))
-        except FormError as error:
+            form = await read_form(request, self._web.sessions.form_key(cookie), MAX_SIGN_IN_BYTES)
+        except PageError as error:
             return self._form(request, error.status, error.message)
         token, target = first(form, "token").strip(), inner_path(first(form, "next"))
         if not token:
@@ -93,7 +95,7 @@ class SignIn:
         if session is not None:
             try:
                 await read_form(request, session.csrf)
-            except FormError as error:
+            except PageError as error:
                 return self._form(request, error.status, error.message)
             self._web.sessions.end(session)
         answer = RedirectResponse(SIGN_IN, 303)

@@ -187,9 +187,8 @@ class Steering:
             raise
         except (typer.BadParameter, FedroundError) as error:
             status = http_status(error) if isinstance(error, FedroundError) else 400
-            message = error.message[:1].upper() + error.message[1:]
             user = visit.read.user(user_id)
-            return self._web.page(visit, "user.html", status, user=user, labels=text, error=message)
+            return self._web.page(visit, "user.html", status, user=user, labels=text, error=error.message)
         return RedirectResponse("/users?done=labels", 303)
 
 

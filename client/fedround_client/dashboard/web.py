@@ -52,13 +52,14 @@ _TITLES = {
 }
 # Where a sign-in may lead: to a page of the dashboard.
 _PATH = re.compile(r"/[A-Za-z0-9/_-]*")
+_NUMBER = re.compile(r"[0-9]{1,10}")
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 Form: TypeAlias = Mapping[str, list[str]]
 
 
-class FormError(Exception):
-    """A form cannot be accepted.
+class PageError(Exception):
+    """A request cannot be answered.
 
     Attributes:
         status: The HTTP status.
@@ -90,8 +91,15 @@ class Visit:
         return str(self.request.path_params[name])
 
     def number(self, name: str) -> int:
-        """Returns a part of the path that is a number."""
-        return int(self.request.path_params[name])
+        """Returns a part of the path that is a number.
+
+        Raises:
+            PageError: It is none, or larger than any that the server has.
+        """
+        number = parse_number(self.path(name))
+        if number is None:
+            raise PageError(404, "There is no such page.")
+        return number
 
     def query(self, name: str) -> str:
         """Returns a parameter of the query; empty if it is not there."""
@@ -157,7 +165,7 @@ class Web:
             visit = Visit(request, session, Reader(session.account))
             try:
                 form = await read_form(request, session.csrf)
-            except FormError as error:
+            except PageError as error:
                 return self.problem(visit, error.status, error.message)
             return await self._run(visit, lambda visit: handler(visit, form))
 
@@ -169,8 +177,15 @@ class Web:
         except Unauthenticated:
             self.sessions.end_account(visit.account)
             return self.to_sign_in(visit.request)
+        except PageError as error:
+            return self.problem(visit, error.status, error.message)
         except FedroundError as error:
             return self.problem(visit, http_status(error), error.message, error.reason)
+        except ValueError:
+            if not visit.session.ended:
+                raise
+            # Signing out in another tab has closed the channel of the account.
+            return self.to_sign_in(visit.request)
 
     def session_of(self, request: Request, *, is_used: bool = True) -> Session | None:
         """Returns the session of a request; None if its visitor is not signed in."""
@@ -206,35 +221,42 @@ class Web:
         return RedirectResponse(target, 303)
 
 
-async def read_form(request: Request, csrf: str) -> Form:
+async def read_form(request: Request, csrf: str, max_bytes: int = MAX_FORM_BYTES) -> Form:
     """Returns the fields of a form.
 
     Args:
         request: The request.
         csrf: What the form must contain to be one of ours.
+        max_bytes: How large it may be.
 
     Raises:
-        FormError: It is none, or is too large.
+        PageError: It is none, or is too large.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
-        raise FormError(400, "The request is no form.")
+        raise PageError(400, "The request is no form.")
     body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_FORM_BYTES:
-                raise FormError(413, f"A form may have {MAX_FORM_BYTES} bytes. Choose fewer at a time.")
+            if len(body) > max_bytes:
+                raise PageError(413, f"This form may have {max_bytes:,} bytes.")
         form = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
     except (ValueError, ClientDisconnect) as error:
-        raise FormError(400, "The form is damaged.") from error
+        raise PageError(400, "The form is damaged.") from error
     if not compare_digest(first(form, CSRF_FIELD).encode(), csrf.encode()):
-        raise FormError(403, "The form has expired. Open the page again, and repeat what you did.")
+        raise PageError(403, "The form has expired. Open the page again, and repeat what you did.")
     return form
 
 
 def first(form: Form, name: str) -> str:
     """Returns a field of a form; empty if it is not there."""
     return form.get(name, [""])[0]
+
+
+def parse_number(text: str) -> int | None:
+    """Returns a number from 0 that fits the messages of the server (uint32); None for any other text."""
+    number = int(text) if _NUMBER.fullmatch(text) else 1 << 32
+    return number if number < 1 << 32 else None
 
 
 def inner_path(path: str) -> str:

@@ -30,6 +30,8 @@ from fedround.v1.training_pb2 import (
     Training,
 )
 from fedround.v1.user_pb2 import Role, User
+from fedround_client.command.output import enum_name
+from fedround_client.command.quantities import duration_text, size_text
 from fedround_client.command.training_summary import task
 from fedround_client.printable import printable
 
@@ -43,7 +45,6 @@ _ROUND_STATES = {
 }
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?\+00:00)")
 _SDK_ATTRIBUTES = ("platform", "python", "sdk")
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def training_state(training: Training) -> tuple[str, str]:
@@ -74,12 +75,19 @@ def results(kind: RoundKind.ValueType) -> str:
     return "reports" if kind == ROUND_KIND_EVALUATE else "updates"
 
 
-def participant_state(one: RoundParticipant) -> tuple[str, str]:
-    """Returns the state of a participant in words, and the class of its colour."""
+def participant_state(one: RoundParticipant, state: RoundState.ValueType) -> tuple[str, str]:
+    """Returns the state of a participant in a round in words, and the class of its colour.
+
+    Args:
+        one: The participant.
+        state: The state of the round.
+    """
     if one.HasField("failure"):
         return ("absent" if one.failure.reason == "ABSENT" else "failed"), "bad"
     if one.arrived:
         return "arrived", "good"
+    if state in (ROUND_STATE_DONE, ROUND_STATE_ABANDONED):
+        return "nothing sent", "idle"
     if one.uploaded_bytes:
         return "uploading", "running"
     return ("working", "running") if one.subscribed else ("not connected", "waiting")
@@ -128,33 +136,17 @@ def seconds_between(begin: Timestamp, end: Timestamp) -> float | None:
 
 
 def length(seconds: float | None) -> str:
-    """Returns a number of seconds for people, such as "1.4 s" or "3 min 05 s"; empty for None."""
+    """Returns a number of seconds for people, such as "40 ms", "1.4 s" or "3 min 5 s"; empty for None."""
     if seconds is None or not math.isfinite(seconds):
         return ""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    hours = whole // 3600
-    return f"{hours} h {whole % 3600 // 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 9.95 else duration_text(seconds)
 
 
 def duration(value: Duration) -> str:
     """Returns a Duration for people."""
     return length(value.seconds + value.nanos / 1e9)
-
-
-def size(num_bytes: float) -> str:
-    """Returns a number of bytes for people, such as "1.5 MB" (10^6 bytes to a megabyte)."""
-    value = float(num_bytes)
-    for unit in _UNITS:
-        if value < 1000 or unit == _UNITS[-1]:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError
 
 
 def number(value: float) -> str:
@@ -179,7 +171,7 @@ def has_figure(report: UpdateReport, name: str) -> bool:
 
 def role_text(user: User) -> str:
     """Returns the role of a user in words."""
-    return Role.Name(user.role).removeprefix("ROLE_").lower()
+    return enum_name(Role, user.role).lower()
 
 
 def attributes_text(attributes: Mapping[str, str]) -> str:
@@ -193,9 +185,9 @@ def lines(text: str) -> Iterator[str]:
     yield from text.splitlines()
 
 
-def percent(part: float, whole: float) -> str:
-    """Returns a part in percent."""
-    return f"{100 * part / whole:.0f} %" if whole else ""
+def sentence(text: str) -> str:
+    """Returns a text that begins with a capital letter: messages of the server do not."""
+    return text[:1].upper() + text[1:]
 
 
 def union(dictionaries: Iterable[Any]) -> list[str]:
@@ -223,7 +215,8 @@ FILTERS = {
     "role": role_text,
     "round_kind": round_kind,
     "round_state": round_state,
-    "size": size,
+    "sentence": sentence,
+    "size": size_text,
     "training_state": training_state,
     "union": union,
     "when": when,

@@ -22,6 +22,7 @@ from fedround.v1.training_pb2 import (
     TRAINING_STATE_ERROR,
     TRAINING_STATE_INITIAL,
 )
+from fedround_client.command.quantities import duration_text, size_text
 from fedround_client.command.training_summary import task
 from fedround_client.command.watching.situation import Situation, seconds_of
 from fedround_client.printable import one_line, printable
@@ -121,10 +122,10 @@ class View:
             return self._upload(situation, one, width)
         if one.subscribed:
             expected = seconds_of(one.forecast_arrive_time)
-            when = f", expected in {duration(expected - now)}" if expected > now else ""
+            when = f", expected in {duration_text(expected - now)}" if expected > now else ""
             return Text(f"connected{when}")
         seen = seconds_of(one.last_seen_time)
-        return Text(f"last seen {duration(now - seen)} ago" if seen else "never connected", "yellow")
+        return Text(f"last seen {duration_text(now - seen)} ago" if seen else "never connected", "yellow")
 
     def _upload(self, situation: Situation, one: RoundParticipant, width: int) -> Text:
         size, upload = situation.update_bytes, situation.uploads.get(one.user_id)
@@ -193,7 +194,7 @@ def _state(situation: Situation, now: float) -> Text:
         return Text("stopped by its actor" if training.stopped else "completed", "bold green")
     if training.state == TRAINING_STATE_INITIAL:
         return Text("not started", "yellow")
-    since = duration(now - seconds_of(training.start_time))
+    since = duration_text(now - seconds_of(training.start_time))
     if training.stopped:
         return Text(f"started {since} ago, stops after this round", "yellow")
     if training.paused:
@@ -208,7 +209,7 @@ def _forecast(situation: Situation, now: float) -> str:
         return ""
     end, each = forecast
     at_most = " at the latest" if situation.training.spec.selection.patience else ""
-    return f", ends about {clock(end, now)}{at_most} ({duration(each)} a version)"
+    return f", ends about {clock(end, now)}{at_most} ({duration_text(each)} a version)"
 
 
 def _round_times(situation: Situation, now: float) -> Iterator[str]:
@@ -216,17 +217,17 @@ def _round_times(situation: Situation, now: float) -> Iterator[str]:
     current = situation.current
     if current is None:
         if situation.open_time is not None and not situation.is_done:
-            yield f"open for {duration(now - situation.open_time)}"
+            yield f"open for {duration_text(now - situation.open_time)}"
         return
     if current.state == ROUND_STATE_PENDING:
         return
-    yield f"open for {duration(now - seconds_of(current.open_time))}"
+    yield f"open for {duration_text(now - seconds_of(current.open_time))}"
     if current.wait_rule == WAIT_RULE_AFTER_MIN:
-        yield f"enough arrived, closes within {duration(seconds_of(current.wait_end_time) - now)}"
+        yield f"enough arrived, closes within {duration_text(seconds_of(current.wait_end_time) - now)}"
     elif (expected := seconds_of(current.forecast_end_time)) > now:
-        yield f"ends in about {duration(expected - now)}"
+        yield f"ends in about {duration_text(expected - now)}"
     if current.HasField("deadline"):
-        yield f"deadline in {duration(seconds_of(current.deadline) - now)}"
+        yield f"deadline in {duration_text(seconds_of(current.deadline) - now)}"
 
 
 def _rejected(current: Round | None) -> Iterator[Text]:
@@ -260,29 +261,8 @@ def sparkline(values: Sequence[float], cells: int, sparks: str = _SPARKS) -> str
     return "".join(map(bar, shown))
 
 
-def duration(seconds: float) -> str:
-    """Returns a time span for people, such as "8 s", "3:05 min" or "2:07 h"; a negative one is 0."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02} min"
-    if whole < 100 * 3600:
-        return f"{whole // 3600}:{whole // 60 % 60:02} h"
-    return f"{whole // 86400} days"
-
-
 def clock(moment: float, now: float) -> str:
     """Returns a moment in local time; with its date if it is not today."""
     local = datetime.fromtimestamp(moment).astimezone()
     is_today = local.date() == datetime.fromtimestamp(now).astimezone().date()
     return f"{local:%H:%M:%S}" if is_today else f"{local:%Y-%m-%d %H:%M}"
-
-
-def size_text(size: float) -> str:
-    """Returns a number of bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -164,6 +164,7 @@
   function show(charts) {
     const wait = document.getElementById("charts-wait");
     if (charts.length && wait) wait.remove();
+    else if (wait) wait.textContent = wait.dataset.none;
     for (const data of charts) {
       if (known.has(data.name)) known.get(data.name).update(data);
       else known.set(data.name, new Chart(data));

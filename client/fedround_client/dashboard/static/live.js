@@ -57,6 +57,24 @@
   });
   dialog.addEventListener("close", () => dialog.replaceChildren());
 
+  // Who was chosen stays chosen while the filter changes.
+  let chosen = [];
+  document.body.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.detail.target.id === "choices") chosen = [...event.detail.target.querySelectorAll("label:has(:checked)")];
+  });
+  document.body.addEventListener("htmx:afterSwap", ({ detail: { target } }) => {
+    if (target.id !== "choices") return;
+    for (const label of chosen) {
+      const again = target.querySelector(`input[value="${label.control.value}"]`);
+      if (again) again.checked = true;
+      else target.querySelector("legend").after(label);
+    }
+    chosen = [];
+  });
+
+  // What was done is said once, and not when the page is loaded again.
+  if (new URLSearchParams(location.search).has("done")) history.replaceState(null, "", location.pathname);
+
   const path = document.body.dataset.live;
   if (!path) return;
 
