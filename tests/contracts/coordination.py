@@ -136,6 +136,7 @@ class Coordination:
         new = update(training_id, number, user)
         new = replace(new, blob=put(self.context.blobs, f"{number} {user}".encode()))
         await self.coordinator.submissions._accept_update(new)
+        self.context.blobs.keep(new.blob)
 
     async def until(self, actor: str, training_id: str, holds: Callable[[Training], bool]) -> Training:
         """Waits until a condition of a training holds, checking it at each wake-up of its subscribers."""

@@ -22,6 +22,7 @@ LIMITS = {
     "--max-unfinished-bytes": 5 << 20,
     "--min-free-bytes": 1_000_000,
 }
+ROOMY = str(1 << 40)
 # A server on a disk that is as full as a file says.
 PROGRAM = """
 import sys
@@ -37,12 +38,14 @@ sys.exit(main())
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Says how much room there is."""
-    return tmp_path_factory.mktemp("disk") / "free"
+    path = tmp_path_factory.mktemp("disk") / "free"
+    path.write_text(ROOMY)
+    return path
 
 
 @pytest.fixture(autouse=True)
 def empty(disk: Path) -> None:
-    disk.write_text(str(1 << 40))
+    disk.write_text(ROOMY)
 
 
 @pytest.fixture(scope="module")
