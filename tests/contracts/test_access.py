@@ -77,7 +77,7 @@ async def created(users: Users, *names: str, role: Role = Role.CLIENT, **options
 
 Change = Callable[[Users, User], Coroutine[Any, Any, object]]
 ROTATE: Change = lambda users, user: users.rotate_token(user, user.user_id, None, None)  # noqa: E731
-REMOVE: Change = lambda users, user: users.remove(user.user_id, force=False)  # noqa: E731
+REMOVE: Change = lambda users, user: users.remove(user.user_id, force=False, remove_models=False)  # noqa: E731
 RENAME: Change = lambda users, user: users.set_certificate_names(user.user_id, ["else"])  # noqa: E731
 
 

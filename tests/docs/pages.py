@@ -126,6 +126,10 @@ def own_model(scene: Scene) -> None:
     scene.train("circle", metric_names=["accuracy"])
 
 
+def tracked(scene: Scene) -> None:
+    scene.train("digits", metric_names=["accuracy"])
+
+
 def watched(scene: Scene) -> None:
     scene.wait_for_trainings()
 
@@ -186,10 +190,36 @@ PAGES = {
     ),
     "docs/tutorial/your-own-model.md": Page(own_model, is_long=True),
     "docs/steering.md": Page(steering),
+    "docs/tracing.md": Page(
+        # In a program of its own, since a process has one tracer provider.
+        skipped={
+            "pip": "installs",
+            "OTEL_EXPORTER_OTLP_ENDPOINT=": "a second server: tests/service/test_traces.py",
+            "from opentelemetry": "sets up the process: tests/service/test_traces.py",
+        }
+    ),
+    "docs/trackers.md": Page(
+        tracked,
+        skipped={
+            "fedround track digits --to mlflow": "needs a server of MLflow: tests/e2e/test_track.py",
+            "import fedround_client": "connects as the environment says: tests/e2e/test_track.py",
+            "[Service]": "a unit of systemd",
+            "ExecStart=": "a unit of systemd",
+            "EnvironmentFile=": "a unit of systemd",
+            "Restart": "a unit of systemd",
+        },
+    ),
 }
 NOT_RUN = {
     "docs/tutorial/two-machines.md": "typed by test_two_machines.py",
     "README.md": "typed by tests/examples/test_readme.py",
+    "docs/backup.md": "tests/e2e/test_backup.py and test_restore.py make and restore backups",
+    "docs/dashboard.md": "tests/dashboard starts it with these options",
+    "docs/logging.md": "tests/service/test_training_log.py asks a log the same",
+    "docs/monitoring.md": "tests/service/test_monitoring.py scrapes and watches a server",
+    "docs/operations.md": "typed by tests/operations",
+    "docs/stubs.md": "tests/unit/test_stubs_page.py runs the generators that are there",
+    "docs/upgrade.md": "tests/e2e/test_upgrade.py upgrades a data directory",
     "docs/debugging-with-grpcurl.md": "typed by a test of its own",
     "docs/first-day.md": "typed by scripts/transcripts.py",
     "docs/install.md": "tests/packaging installs the wheel",
