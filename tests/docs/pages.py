@@ -203,10 +203,6 @@ PAGES = {
         skipped={
             "fedround track digits --to mlflow": "needs a server of MLflow: tests/e2e/test_track.py",
             "import fedround_client": "connects as the environment says: tests/e2e/test_track.py",
-            "[Service]": "a unit of systemd",
-            "ExecStart=": "a unit of systemd",
-            "EnvironmentFile=": "a unit of systemd",
-            "Restart": "a unit of systemd",
         },
     ),
 }

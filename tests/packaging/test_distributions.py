@@ -13,6 +13,8 @@ import pytest
 
 from servers import Server
 
+pytestmark = pytest.mark.examples
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("fedround", "fedround_client", "fedround_server", "fedround_wire")
 LARGEST = 160 << 20

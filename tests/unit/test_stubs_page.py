@@ -21,6 +21,7 @@ def test_the_page_names_all_files() -> None:
     assert names[1].split() == sorted(path.stem for path in (ROOT / "protos/fedround/v1").glob("*.proto"))
 
 
+@pytest.mark.examples
 @pytest.mark.skipif(shutil.which("protoc") is None, reason="protoc is not here")
 def test_protoc_writes_what_the_page_uses(tmp_path: Path) -> None:
     lines = re.findall(r"^ {4}(.*(?:\n {8}.*)*)", PAGE, re.MULTILINE)
