@@ -12,12 +12,12 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def policy_text(policy: RoundPolicy) -> str:
-    """Returns when rounds close, and whom they wait for; empty if they wait for everybody without end."""
+    """Returns when rounds close, and whom they wait for; empty if they wait for all participants without end."""
     return "; ".join(_policy(policy))
 
 
 def cohort_text(cohort: Cohort) -> str:
-    """Returns who takes part in each round; empty if it is everybody."""
+    """Returns who takes part in each round; empty if all participants do."""
     return "; ".join(_cohort(cohort))
 
 

@@ -152,7 +152,7 @@ class Feed:
 
 
 class Feeds:
-    """The feeds that somebody looks at."""
+    """The feeds that are in use."""
 
     def __init__(self, open_client: Callable[[str], Client]) -> None:
         """Creates an empty set of feeds.

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Neither scripts nor styles within pages, and nothing from elsewhere: what somebody else chose, such as a name, could
+# Neither scripts nor styles within pages, and nothing from elsewhere: what another user chose, such as a name, could
 # not be executed even if a page did not escape it.
 CONTENT_SECURITY_POLICY = "; ".join(
     (

@@ -20,7 +20,7 @@ from fedround_client.errors import Unimplemented
 MAX_SESSIONS = 1000
 """How many sessions there may be; after that, the one that was idle longest ends."""
 MAX_ACCOUNT_SESSIONS = 200
-"""How many of them one token has, so that nobody signs out all others by signing in often enough."""
+"""How many of them one token has: signing in often does not end the sessions of others."""
 SECRET_BYTES = 32
 """Random bytes of cookies and of the link of the operator."""
 

@@ -63,7 +63,7 @@ def is_loopback(host: str) -> bool:
 def allowed_hosts(host: str, names: Collection[str]) -> frozenset[str]:
     """Returns the names by which browsers may call a dashboard that listens on a host.
 
-    Any other name in a request can be that of a page of somebody else, which has its name resolved to this machine (DNS
+    Any other name in a request can be that of a page of another site, which has its name resolved to this machine (DNS
     rebinding).
 
     Args:

@@ -18,7 +18,7 @@ MAX_ADDRESSES = 10_000
 class SignInLimit:
     """Counts failed sign-ins by address. Thread-safe.
 
-    A token has 256 random bits, which nobody guesses: the limit protects the server from the calls.
+    A token has 256 random bits, which cannot be guessed: the limit protects the server from the calls.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -181,7 +181,7 @@ def attributes_text(attributes: Mapping[str, str]) -> str:
 
 
 def lines(text: str) -> Iterator[str]:
-    """Yields the lines of a text that somebody wrote, so that its line breaks stay."""
+    """Yields the lines of a text by a user, so that its line breaks stay."""
     yield from text.splitlines()
 
 

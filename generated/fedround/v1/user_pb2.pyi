@@ -724,7 +724,7 @@ class RemoveUserRequest(_message.Message):
     """Remove the user even if it is the actor of running trainings, which are then removed too."""
     remove_models: _builtins.bool
     """Remove its models and its ended trainings, too, so that their files are deleted. For those of a user that was
-    removed before, name that user again: nobody else can remove them.
+    removed before, name that user again: others cannot remove them.
     """
     def __init__(
         self,

@@ -217,7 +217,7 @@ class Settings(BaseSettings):
         metrics = self.metrics_address
         if metrics is not None and not self.metrics_insecure and not _is_loopback(metrics[0]):
             raise ValueError(
-                f"metrics_listen: {metrics[0]} is not a loopback address, and everybody who reaches it can"
+                f"metrics_listen: {metrics[0]} is not a loopback address, and all who reach it can"
                 " read the metrics: use one, or set metrics_insecure if something else restricts the access"
             )
         if not self.max_model_bytes <= self.max_unfinished_bytes_per_user <= self.max_unfinished_bytes:

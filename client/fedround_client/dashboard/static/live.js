@@ -179,7 +179,7 @@
     source = null;
   }
 
-  // A browser has few connections to a host: tabs that nobody sees give theirs back.
+  // A browser has few connections to a host: hidden tabs give theirs back.
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   addEventListener("pagehide", close);
   addEventListener("pageshow", open);
