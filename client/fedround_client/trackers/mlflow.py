@@ -59,7 +59,7 @@ class MlflowTracker:
 
         with _errors():
             self._client = MlflowClient(tracking_uri=self._uri)
-            # Said before the first call, which MLflow repeats for minutes if there is no answer. A URI may have a password.
+            # Before the first call, which MLflow repeats for minutes without an answer. A URI may have a password.
             logger.info("Writing to MLflow at %s", _USER_INFO.sub("//", self._client.tracking_uri))
             run = self._find(training) or self._create(training)
             self._run_id = run.info.run_id
