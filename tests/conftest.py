@@ -1,6 +1,7 @@
 """Databases for every test that needs a real one, and how examples are drawn."""
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +34,11 @@ LONG_FILES = {
     *("test_simulation_run", "test_uncertainty", "test_uploads", "test_worker", "test_worker_killed"),
 }
 LONG_FOLDERS = ("chaos", "e2e", "demo", "contracts", "service")
+
+
+def pytest_configure() -> None:
+    """Has SIGINT end the processes that tests start, also where a shell has started the tests in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
