@@ -50,7 +50,11 @@ def is_loopback(server: str) -> bool:
     """Returns whether an address HOST:PORT (or unix:PATH) is on this machine."""
     if server.startswith("unix:"):
         return True
-    host = server.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    return is_loopback_host(server.rpartition("/")[2].rpartition(":")[0].strip("[]"))
+
+
+def is_loopback_host(host: str) -> bool:
+    """Returns whether only programs on this machine reach a host: localhost, or an IP address without brackets."""
     if host == "localhost":
         return True
     try:

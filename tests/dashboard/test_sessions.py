@@ -11,7 +11,8 @@ from calls import Person, new_id, until
 from dashboard.conftest import People
 from dashboard.visitor import Served, Visitor, serving
 from fedround.v1 import user_pb2
-from fedround_client.dashboard.settings import allowed_hosts, is_loopback, parse_listen
+from fedround_client.address import is_loopback_host
+from fedround_client.dashboard.settings import allowed_hosts, parse_listen
 from fedround_client.dashboard.sign_in_limit import MAX_FAILURES, SignInLimit
 from fedround_client.dashboard.web import inner_path
 
@@ -304,7 +305,7 @@ def test_addresses_and_names() -> None:
     for address in ("8080", ":8080", "127.0.0.1:", "127.0.0.1:99999"):
         with pytest.raises(ValueError, match="HOST:PORT"):
             parse_listen(address)
-    assert [is_loopback(host) for host in ("127.0.0.9", "::1", "localhost", "10.0.0.1", "example.org")] == [
+    assert [is_loopback_host(host) for host in ("127.0.0.9", "::1", "localhost", "10.0.0.1", "example.org")] == [
         *(True, True, True),
         *(False, False),
     ]

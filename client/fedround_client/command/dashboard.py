@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from fedround_client.address import is_loopback_host
 from fedround_client.client import Client
 from fedround_client.command.failures import fail
 from fedround_client.command.output import echo
@@ -52,7 +53,7 @@ def dashboard(
     # Imported here: they need the extra.
     from fedround_client.dashboard.app import Dashboard
     from fedround_client.dashboard.server import bind, make_server
-    from fedround_client.dashboard.settings import Settings, allowed_hosts, is_loopback, parse_listen
+    from fedround_client.dashboard.settings import Settings, allowed_hosts, parse_listen
     from fedround_client.dashboard.sign_in import OperatorLink, link_path
 
     session = Session.of(context)
@@ -63,7 +64,7 @@ def dashboard(
         raise typer.BadParameter(str(error)) from error
     if (https_cert is None) != (https_key is None):
         raise typer.BadParameter("--https-cert and --https-key belong together.")
-    if https_cert is None and not is_loopback(host) and not insecure_listen:
+    if https_cert is None and not is_loopback_host(host) and not insecure_listen:
         raise typer.BadParameter(
             f"Tokens could be read on the way to {listen}. Pass --https-cert and --https-key, or listen on 127.0.0.1"
             " behind a proxy that speaks HTTPS; --insecure-listen serves plain HTTP all the same."

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedround_client.address import is_loopback_host
 from fedround_client.client import Client
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -50,16 +50,6 @@ def parse_listen(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def is_loopback(host: str) -> bool:
-    """Returns whether only programs on this machine reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def allowed_hosts(host: str, names: Collection[str]) -> frozenset[str]:
     """Returns the names by which browsers may call a dashboard that listens on a host.
 
@@ -77,7 +67,7 @@ def allowed_hosts(host: str, names: Collection[str]) -> frozenset[str]:
         if "/" in name or name.count(":") == 1:
             raise ValueError(f"{name!r} is no name: write it without scheme and port, for example dash.example.org.")
     found = {name.lower().strip("[]") for name in names}
-    if is_loopback(host):
+    if is_loopback_host(host):
         found |= LOOPBACK_NAMES | {host}
     elif host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
         if not found:
