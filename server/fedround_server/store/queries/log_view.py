@@ -12,6 +12,15 @@ from fedround_server.store.db.compiled import compiled_values, in_array
 from fedround_server.store.tables.mapping import ENDED, NOT_ENDED
 from fedround_server.store.tables.schema import ParticipantRow, TrainingRow
 
+# What the views of a training are made of, whoever reads it.
+_OF_TRAINING = (
+    TrainingRow.training_id,
+    TrainingRow.actor_id,
+    TrainingRow.state,
+    TrainingRow.remove_time,
+    TrainingRow.last_sequence,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class LogView:
@@ -97,11 +106,7 @@ def _rows(participants: Expression) -> "ModelSelect[TrainingRow]":
     One query reads both: else a view could have ended before the log has its last event.
     """
     return TrainingRow.select(
-        TrainingRow.training_id,
-        TrainingRow.actor_id,
-        TrainingRow.state,
-        TrainingRow.remove_time,
-        TrainingRow.last_sequence,
+        *_OF_TRAINING,
         ParticipantRow.user_id,
         ParticipantRow.after_sequence,
         ParticipantRow.until_sequence,
@@ -109,13 +114,7 @@ def _rows(participants: Expression) -> "ModelSelect[TrainingRow]":
 
 
 def _rows_of_actors() -> "ModelSelect[TrainingRow]":
-    return TrainingRow.select(
-        TrainingRow.training_id,
-        TrainingRow.actor_id,
-        TrainingRow.state,
-        TrainingRow.remove_time,
-        TrainingRow.last_sequence,
-    )
+    return TrainingRow.select(*_OF_TRAINING)
 
 
 def _tuples(rows: "ModelSelect[TrainingRow]") -> Iterable[tuple[Any, ...]]:
