@@ -117,7 +117,7 @@ def main() -> None:
         first.new_page().goto(link[0])
         pages = []
         for _ in range(options.tabs):
-            # A window of its own: browsers do not draw tabs that nobody sees.
+            # A window of its own: browsers do not draw hidden tabs.
             context = browser.new_context(base_url=link[1])
             context.add_cookies(first.cookies())
             page = context.new_page()

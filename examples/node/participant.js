@@ -38,7 +38,7 @@ async function train(model, round) {
   // A step that is small enough for any number of features.
   const rate = (round.config.learning_rate ?? 1) / (1 + weight.length / 12);
   for (let step = 0; step < STEPS; step++) {
-    // While this program computes, it answers nobody: in between it takes what has arrived, and learns whether the
+    // While this program computes, it handles no events: in between it takes what has arrived, and learns whether the
     // round is over. Work that takes minutes belongs in a worker thread.
     await pause();
     if (round.signal.aborted) break;

@@ -28,7 +28,7 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def page_of(chromium: Any, url: str, token: str, **options: Any) -> Iterator[Any]:
-    """Yields a page of somebody who is signed in; fails if a script did, or if the policy for contents was violated."""
+    """Yields a page of a signed-in user; fails if a script did, or if the policy for contents was violated."""
     context = chromium.new_context(base_url=url, viewport={"width": 1280, "height": 900}, **options)
     problems: list[str] = []
     page = context.new_page()

@@ -203,7 +203,7 @@ def test_a_narrow_page_does_not_scroll_sideways(chromium: Any, served: Served, p
         assert {path: width for path, width in wide.items() if width > 390} == {}
 
 
-def test_colours_follow_the_system_until_somebody_chooses(chromium: Any, served: Served, people: People) -> None:
+def test_colours_follow_the_system_until_the_visitor_chooses(chromium: Any, served: Served, people: People) -> None:
     with page_of(chromium, served.url, people.viewer.token, color_scheme="dark") as page:
 
         def is_dark() -> bool:

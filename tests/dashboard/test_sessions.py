@@ -208,7 +208,7 @@ def test_forms_need_the_secret_of_their_session(served: Served, people: People) 
         assert visitor.post(start, {"csrf": csrf}).status == 403
         assert visitor.post(stop, {"csrf": csrf}).status == 403
     assert visitor.post(start, {"csrf": visitor.get("/").field("csrf")}).status == 303
-    # Nobody is signed in to an account that another page has chosen.
+    # No visitor is signed in to an account that another page has chosen.
     fields = {"csrf": visitor.get("/").field("csrf"), "token": people.viewer.token}
     assert served.visitor().post("/sign-in", fields).status == 403
 

@@ -65,7 +65,7 @@ def blobs(folder: Path) -> list[Path]:
     return sorted(folder.glob("objects/*/*"))
 
 
-def test_a_backup_has_what_the_database_refers_to_and_nobody_else_may_read_it(data_dir: Path, output: Path) -> None:
+def test_a_backup_has_what_the_database_refers_to_and_only_its_owner_may_read_it(data_dir: Path, output: Path) -> None:
     taken = backed_up(data_dir, output)
     assert taken.manifest is not None
     assert (taken.num_copied, len(blobs(data_dir)), taken.manifest.num_files) == (2, 3, 2)

@@ -73,7 +73,7 @@ export class Server {
     const call = service[method](request, this.metadata);
     const cancel = () => call.cancel();
     signal?.addEventListener("abort", cancel);
-    call.on("error", () => {}); // the loop throws it; one that comes after its end has nobody to tell
+    call.on("error", () => {}); // the loop throws it; one that comes after its end has no receiver
     let isSilent = false;
     const alarm = setTimeout(() => {
       isSilent = true;
