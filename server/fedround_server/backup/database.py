@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedround_server.backup.layout import POSTGRES_FILE, SQLITE_FILE, BackupError
 from fedround_server.store.db.connection import exporting_snapshot, is_postgres, postgres_settings, reading
-from fedround_server.store.db.run import check_schema
+from fedround_server.store.db.inspection import check_schema
 from fedround_server.store.db.wal import check_log
 
 LOG_CHECKS, LOG_CHECK_SECONDS = 5, 0.1

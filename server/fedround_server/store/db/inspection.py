@@ -35,6 +35,20 @@ def migrations() -> tuple[list[str], list[str]]:
     return [one.name for one in status if not one.applied], [one.name for one in status if one.path is None]
 
 
+def check_schema() -> None:
+    """Checks that the database has the tables of this version, neither older nor newer ones.
+
+    Raises:
+        RuntimeError: It does not.
+    """
+    missing, unknown = migrations()
+    for age, names in (("a newer", unknown), ("an older", missing)):
+        if names:
+            raise RuntimeError(
+                f"the database is of {age} version of fedround (see {names[0]}): use the version of the server"
+            )
+
+
 def durability() -> Iterator[tuple[str, str, str]]:
     """Yields settings of PostgreSQL: name, value, and what is wrong with it, if anything; none of SQLite."""
     if isinstance(database_proxy.obj, peewee.SqliteDatabase):

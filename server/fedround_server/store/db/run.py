@@ -36,20 +36,6 @@ MAX_GROUP = 64
 """How many verbs share a commit at most."""
 
 
-def check_schema() -> None:
-    """Checks that the database that is being read has the tables of this version, neither older nor newer ones.
-
-    Raises:
-        RuntimeError: It does not.
-    """
-    for migration in migrations.Runner(database_proxy.obj, str(MIGRATIONS)).status():
-        if migration.path is None or migration.applied is None:
-            age = "a newer" if migration.path is None else "an older"
-            raise RuntimeError(
-                f"the database is of {age} version of fedround (see {migration.name}): use the version of the server"
-            )
-
-
 def discard(_records: Sequence[AuditRecord]) -> None:
     """Does nothing with what was changed."""
 
