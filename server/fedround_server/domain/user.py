@@ -55,3 +55,13 @@ class UserView:
     user: User
     certificate_names: tuple[str, ...]
     tokens: tuple[Token, ...]
+
+
+def retired_name(name: str, user_id: str) -> str:
+    """Returns the name under which a removed user is kept, so that its own is free for another one."""
+    return f"{name}#{user_id}"
+
+
+def original_name(name: str, user_id: str) -> str:
+    """Returns the name that a user has, or had before it was removed, of the name under which it is kept."""
+    return name.removesuffix(f"#{user_id}")

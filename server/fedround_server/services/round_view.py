@@ -10,6 +10,7 @@ from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.policy import OnMissed
 from fedround_server.domain.rejected_update import RejectedUpdate
 from fedround_server.domain.rounds.round import MemberOrder, MemberPage, RegisteredParticipant, RoundState, RoundView
+from fedround_server.domain.user import original_name
 from fedround_server.services import convert, pages
 
 MAX_MEMBERS = 1000
@@ -104,7 +105,7 @@ def _participant(view: MemberView) -> round_pb2.RoundParticipant:
     missing = member.arrive_time is None
     return round_pb2.RoundParticipant(
         user_id=member.user_id,
-        name=member.name.removesuffix(f"#{member.user_id}"),
+        name=original_name(member.name, member.user_id),
         arrived=not missing,
         arrive_time=convert.timestamp(member.arrive_time),
         last_seen_time=convert.timestamp(view.last_seen),

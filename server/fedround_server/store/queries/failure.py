@@ -1,9 +1,10 @@
 """Reads of the failures of participants."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedround_server.domain.failure import ABSENT, ParticipantFailure
+from fedround_server.domain.user import original_name
 from fedround_server.store.tables.failure_schema import ParticipantFailureRow
 from fedround_server.store.tables.schema import CohortRow, UserRow
 
@@ -41,17 +42,19 @@ def list_failures(training_id: str, number: int, limit: int | None = None) -> li
         .limit(limit)
         .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
     )
-    return [
-        ParticipantFailure(
-            user_id=row["user_id"],
-            name=row["name"].removesuffix(f"#{row['user_id']}"),
-            round=row["number"],
-            reason=row["reason"],
-            message=row["message"],
-            time=row["fail_time"],
-        )
-        for row in rows
-    ]
+    return [to_failure(row["number"], row) for row in rows]
+
+
+def to_failure(number: int, row: Mapping[str, Any]) -> ParticipantFailure:
+    """Returns the failure in a round of a row with user_id, name, reason, message and fail_time."""
+    return ParticipantFailure(
+        user_id=row["user_id"],
+        name=original_name(row["name"], row["user_id"]),
+        round=number,
+        reason=row["reason"],
+        message=row["message"],
+        time=row["fail_time"],
+    )
 
 
 def failed_users(training_id: str, number: int) -> set[str]:

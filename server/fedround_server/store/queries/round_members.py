@@ -7,12 +7,11 @@ from typing import Any
 
 from peewee import JOIN, Case
 
-from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.forecast import HISTORY
 from fedround_server.domain.rejected_update import RejectedUpdate
 from fedround_server.domain.rounds.round import MemberOrder, MemberPage, MemberTimes, RoundMember, RoundState
 from fedround_server.store.db.compiled import in_array
-from fedround_server.store.queries.failure import OF_MEMBER
+from fedround_server.store.queries.failure import OF_MEMBER, to_failure
 from fedround_server.store.queries.round import SUBMITTED, update_facts
 from fedround_server.store.tables.failure_schema import ParticipantFailureRow, RejectedUpdateRow
 from fedround_server.store.tables.schema import CohortRow, LastSeenRow, ParticipantRow, RoundRow, UpdateRow, UserRow
@@ -79,7 +78,7 @@ def page_members(row: RoundRow, page: MemberPage, rejected: Rejections) -> tuple
             seen_time=one["seen_time"],
             durations=tuple(durations.get(one["user_id"], ())),
             rejected_updates=tuple(rejected.get(one["user_id"], ())),
-            failure=None if one["reason"] is None else _failure(row.number, one),
+            failure=None if one["reason"] is None else to_failure(row.number, one),
             rounds_left_out=one["rounds_left_out"],
             report=report.get(one["user_id"]),
             order=MemberOrder(one["place"]),
@@ -137,14 +136,3 @@ def _durations(row: RoundRow, user_ids: Collection[str]) -> Mapping[str, list[ti
     for user_id, duration in taken:
         found[user_id].append(duration)
     return found
-
-
-def _failure(number: int, one: Mapping[str, Any]) -> ParticipantFailure:
-    return ParticipantFailure(
-        user_id=one["user_id"],
-        name=one["name"].removesuffix(f"#{one['user_id']}"),
-        round=number,
-        reason=one["reason"],
-        message=one["message"],
-        time=one["fail_time"],
-    )

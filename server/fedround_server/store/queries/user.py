@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from peewee import ModelSelect
 
-from fedround_server.domain.user import Role, User
+from fedround_server.domain.user import Role, User, original_name
 from fedround_server.store.db.compiled import in_array
 from fedround_server.store.db.rows import locked
 from fedround_server.store.tables.base import BATCH_ROWS
@@ -59,7 +59,7 @@ def unknown_clients(user_ids: Iterable[str]) -> list[str]:
 def user_names(user_ids: Sequence[str]) -> dict[str, str]:
     """Returns the names of users, also of removed ones, by id."""
     rows = UserRow.select(UserRow.user_id, UserRow.name).where(in_array(UserRow.user_id, user_ids))
-    return {row.user_id: row.name.removesuffix(f"#{row.user_id}") for row in rows}
+    return {row.user_id: original_name(row.name, row.user_id) for row in rows}
 
 
 def page_users(role: Role | None, after_name: str, limit: int) -> list[User]:

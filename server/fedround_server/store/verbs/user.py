@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists, UserNotFound
-from fedround_server.domain.user import Role, User, UserView
+from fedround_server.domain.user import Role, User, UserView, retired_name
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import insert, save
 from fedround_server.store.db.run import Verbs, verb
@@ -150,7 +150,7 @@ def _remove(row: UserRow, now: datetime) -> None:
         raise LastAdmin("this is the last admin: create another one first")
     # The name becomes free; the row stays for the history. From here on no transaction registers the user or creates
     # anything in its name.
-    changed = UserRow.update(remove_time=now, name=f"{row.name}#{row.user_id}").where(
+    changed = UserRow.update(remove_time=now, name=retired_name(row.name, row.user_id)).where(
         UserRow.user_id == row.user_id, UserRow.remove_time.is_null()
     )
     if not changed.execute():
