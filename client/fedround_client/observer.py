@@ -37,14 +37,14 @@ class Unreachable(str):
 
 
 @dataclass(frozen=True)
-class Told:
+class DescribedEvent:
     """An event, and its line."""
 
     event: Event
     line: str
 
 
-Observation: TypeAlias = Told | Training | Round | Unreachable | Exception | None
+Observation: TypeAlias = DescribedEvent | Training | Round | Unreachable | Exception | None
 """Something that is known now. None: there will be no more events; an exception: they cannot be read."""
 
 
@@ -86,7 +86,7 @@ class Observer:
         cursors = {self._training.training_id: 0} if events <= HISTORY_EVENTS else None
         try:
             for event in _Subscription(self._rpc, self._training.training_id, cursors, self._lose):
-                self._observations.put(Told(event, self._describe(event)))
+                self._observations.put(DescribedEvent(event, self._describe(event)))
                 if event.WhichOneof("payload") != "update_accepted":
                     self._is_training_stale = True
                 self._news.set()

@@ -34,7 +34,7 @@ from fedround.v1.training_pb2 import (
 )
 from fedround_client.command.watching.situation import Situation
 from fedround_client.command.watching.view import View, sparkline
-from fedround_client.observer import Told, Unreachable
+from fedround_client.observer import DescribedEvent, Unreachable
 
 BEGIN = 1_800_000_000
 SPEC = TrainingSpec(
@@ -59,7 +59,7 @@ class Watched:
         self.sequence += 1
         event = Event(training_id=TRAINING, sequence=self.sequence, **payload)
         event.create_time.FromMilliseconds(round((BEGIN + at) * 1000))
-        self.situation.add(Told(event, line), BEGIN + at)
+        self.situation.add(DescribedEvent(event, line), BEGIN + at)
 
     def version(self, version: int, at: float, accuracy: float) -> None:
         number = 2 * version - 2

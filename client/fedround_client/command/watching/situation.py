@@ -23,7 +23,7 @@ from fedround.v1.event_pb2 import (
 )
 from fedround.v1.round_pb2 import ROUND_STATE_AGGREGATING, ROUND_STATE_OPEN, Round, RoundParticipant
 from fedround.v1.training_pb2 import Training
-from fedround_client.observer import Told, Unreachable
+from fedround_client.observer import DescribedEvent, Unreachable
 
 EVENTS = 100
 """How many lines of events are kept."""
@@ -84,14 +84,14 @@ class Situation:
     _counts: tuple[int, int] | None = None
     _done: int | None = None
 
-    def add(self, item: Told | Training | Round | Unreachable, now: float) -> None:
+    def add(self, item: DescribedEvent | Training | Round | Unreachable, now: float) -> None:
         """Takes an observation.
 
         Args:
             item: The observation.
             now: Unix time in seconds.
         """
-        if isinstance(item, Told):
+        if isinstance(item, DescribedEvent):
             self.lines.append(item.line)
             self._add_event(item.event)
         elif isinstance(item, Training):
