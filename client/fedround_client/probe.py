@@ -156,9 +156,22 @@ def _find_tls(connection: socket.socket, target: Target) -> FedroundError | None
     )
 
 
+class _Encrypted(ssl.SSLSocket):
+    """Closes itself if the server has reset the connection before the handshake: `wrap_socket` of Python 3.11 does not."""
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """Receives bytes, also those that `wrap_socket` looks for on a connection that was reset."""
+        try:
+            return super().recv(buflen, flags)
+        except OSError:
+            self.close()
+            raise
+
+
 def _unverified() -> ssl.SSLContext:
     """Returns a context for a connection over which nothing is sent: it only finds out whether the server uses TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = _Encrypted
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
@@ -168,6 +181,7 @@ def _check_tls(connection: socket.socket, target: Target, host: str) -> Fedround
     bad_file: FedroundError | None = None
     try:
         context = ssl.create_default_context(cafile=target.tls_ca)
+        context.sslsocket_class = _Encrypted
         if target.tls_cert is not None:
             context.load_cert_chain(target.tls_cert, target.tls_key, password="")
     except OSError as error:
