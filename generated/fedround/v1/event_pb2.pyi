@@ -371,6 +371,7 @@ class RoundStarted(_message.Message):
     EXTERNAL_BASE_SHA256_FIELD_NUMBER: _builtins.int
     TENSOR_PRECISIONS_FIELD_NUMBER: _builtins.int
     STOCHASTIC_ROUNDING_FIELD_NUMBER: _builtins.int
+    INLINE_MODEL_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Number of the round, from 0."""
     kind: Global___RoundKind.ValueType
@@ -393,6 +394,11 @@ class RoundStarted(_message.Message):
     """SHA-256, in hex, of a file of the participant's that has the tensors beside those of the model; empty if there is none."""
     stochastic_rounding: _builtins.bool
     """Stochastic rounding of the tensors that have update_precision, as in TrainingSpec."""
+    inline_model: _builtins.bytes
+    """The file of `model`, whose SHA-256 the subscriber verifies, if it is no larger than the inline_model_bytes of the
+    subscription; else empty, and always for an assigned model, a version that is a delta, and a subscriber that has
+    nothing to do in the round. It is not part of the log: a subscriber whose round_started lacks it downloads the model.
+    """
     @_builtins.property
     def model(self) -> Global___ModelInfo:
         """The model to train or to evaluate."""
@@ -454,10 +460,11 @@ class RoundStarted(_message.Message):
         external_base_sha256: _builtins.str = ...,
         tensor_precisions: _abc.Iterable[_aggregation_pb2.TensorPrecision] | None = ...,
         stochastic_rounding: _builtins.bool = ...,
+        inline_model: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "model", b"model", "swag", b"swag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "config", b"config", "deadline", b"deadline", "external_base_sha256", b"external_base_sha256", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "private", b"private", "round", b"round", "stochastic_rounding", b"stochastic_rounding", "submitted", b"submitted", "swag", b"swag", "tensor_precisions", b"tensor_precisions", "trainable", b"trainable", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "config", b"config", "deadline", b"deadline", "external_base_sha256", b"external_base_sha256", "inline_model", b"inline_model", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "private", b"private", "round", b"round", "stochastic_rounding", b"stochastic_rounding", "submitted", b"submitted", "swag", b"swag", "tensor_precisions", b"tensor_precisions", "trainable", b"trainable", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

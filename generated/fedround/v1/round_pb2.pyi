@@ -378,6 +378,7 @@ class SubscribeRequest(_message.Message):
     RESUME_AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    INLINE_MODEL_BYTES_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training; empty for all trainings of the caller, including those in which it is registered later."""
     session_id: _builtins.str
@@ -385,6 +386,10 @@ class SubscribeRequest(_message.Message):
     take part in a training, and another one gets ALREADY_PARTICIPATING. A subscription that replaces a lost one sends
     the same id. Empty to watch only; such subscriptions are independent of each other. Viewers take part in no round:
     theirs must be empty.
+    """
+    inline_model_bytes: _builtins.int
+    """The largest model in bytes that the subscriber takes in round_started, as inline_model, in place of a download; 0 for
+    none. At most 1 MiB (1048576).
     """
     @_builtins.property
     def resume_after_sequence(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
@@ -405,10 +410,11 @@ class SubscribeRequest(_message.Message):
         resume_after_sequence: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         session_id: _builtins.str = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        inline_model_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "resume_after_sequence", b"resume_after_sequence", "session_id", b"session_id", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "inline_model_bytes", b"inline_model_bytes", "resume_after_sequence", b"resume_after_sequence", "session_id", b"session_id", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
