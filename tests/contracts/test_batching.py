@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from aggregations import fed_dc
 from contracts import reference_views
 from contracts.world import World, blob, new_id
+from fedround_server import batching
 from fedround_server.domain.errors import CursorExpired, FedroundError, StoreUnavailable, TrainingNotFound
 from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.token import Token
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
-from fedround_server.store.db import batching
 from fedround_server.store.db.group_commit import Call, Transactions
 from fedround_server.store.queries import event_log
 from fedround_server.store.queries.event_log import LogPage

@@ -12,15 +12,17 @@ from fedround_server.blobs.checksums import (
     open_blob,
     verify_block,
 )
+from fedround_server.blobs.digest import BlobDigest
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.protocol import UNREFERENCED_SECONDS, BlobFiles, BlobReader, Blobs, BlobWriter
-from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs.refs import FileRef, SmallFile, StagedBlob, StagedRef, UploadRef
 from fedround_server.blobs.slices import Slice, SliceReader
 
 __all__ = [
     "BLOCK_BYTES",
     "UNREFERENCED_SECONDS",
     "BlobDamaged",
+    "BlobDigest",
     "BlobFiles",
     "BlobReader",
     "BlobWriter",
@@ -29,6 +31,7 @@ __all__ = [
     "FileRef",
     "Slice",
     "SliceReader",
+    "SmallFile",
     "StagedBlob",
     "StagedRef",
     "UploadRef",

@@ -8,17 +8,18 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from fedround_server.blobs.checksums import BLOCK_BYTES, BlockChecksums, damaged, map_damage
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.files import LocalFiles
 from fedround_server.blobs.protocol import UNREFERENCED_SECONDS
 from fedround_server.blobs.reader import LocalReader
-from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs.refs import SmallFile, StagedBlob, StagedRef, UploadRef
 from fedround_server.blobs.writer import LocalWriter
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
@@ -80,6 +81,20 @@ class LocalBlobs:
             if isinstance(staged.file, StagedRef):
                 source.unlink(missing_ok=True)
             raise
+
+    def store(self, files: Sequence[SmallFile]) -> Sequence[Exception | None]:
+        """Makes blobs of small files, durably."""
+        return [self._store(file) for file in files]
+
+    def _store(self, file: SmallFile) -> Exception | None:
+        try:
+            with self.writer(StagedRef(str(uuid4()))) as writer:
+                writer.write(file.data)
+                writer.sync()
+                self.commit(writer.staged)
+        except Exception as error:
+            return error
+        return None
 
     def keep(self, blob: BlobRef) -> None:
         """Leaves a committed blob to the collection."""

@@ -1,11 +1,11 @@
 """What a blob store is. `tests/contracts/test_blobs.py` has the contract that every implementation passes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs.refs import FileRef, SmallFile, StagedBlob, StagedRef, UploadRef
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
 
@@ -140,6 +140,9 @@ class Blobs(Protocol):
         Raises:
             DiskFull: There is no room for it.
         """
+
+    def store(self, files: Sequence[SmallFile]) -> Sequence[Exception | None]:
+        """Makes blobs of small files, durably, with one sync for all; returns for each its error or None."""
 
     def keep(self, blob: BlobRef) -> None:
         """Leaves a committed blob to the collection: a row refers to it, or may."""

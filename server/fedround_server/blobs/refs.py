@@ -31,3 +31,11 @@ class StagedBlob:
 
     file: UploadRef | StagedRef
     blob: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFile:
+    """A complete file in memory, whose digest is known."""
+
+    blob: BlobRef
+    data: bytes
