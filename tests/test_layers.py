@@ -40,11 +40,9 @@ LAYERS = {
     "host": layer("", "fedround_wire"),
     "blobs": layer("domain failpoints host", "google_crc32c"),
     "aggregators": layer("domain", "torch numpy"),
-    "store": layer(
-        "domain failpoints batching counters aggregators", "cachetools peewee playhouse psycopg psycopg_pool"
-    ),
+    "store": layer("domain failpoints batch counters aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
     "engine": layer("domain host counters blobs aggregators", "cachetools torch safetensors numpy dp_accounting"),
-    "coordinator": layer("domain wakeups failpoints batching host counters traces blobs store engine", "structlog"),
+    "coordinator": layer("domain wakeups failpoints batch host counters traces blobs store engine", "structlog"),
     "methods": layer("domain"),
     "interceptors": layer(
         "domain host counters traces coordinator methods",

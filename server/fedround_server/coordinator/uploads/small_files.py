@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fedround_server.batching import Batch
+from fedround_server.batch import Batch
 from fedround_server.blobs import BlobDigest, Blobs, SmallFile
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.chunk import Chunk

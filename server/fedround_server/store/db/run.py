@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 from playhouse import migrations
 
-from fedround_server.batching import Batch
+from fedround_server.batch import Batch
 from fedround_server.counters import Counters
 from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import FedroundError
