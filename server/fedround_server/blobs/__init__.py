@@ -14,7 +14,7 @@ from fedround_server.blobs.checksums import (
 )
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.protocol import UNREFERENCED_SECONDS, BlobFiles, BlobReader, Blobs, BlobWriter
-from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs.refs import FileRef, SmallFile, StagedBlob, StagedRef, UploadRef
 from fedround_server.blobs.slices import Slice, SliceReader
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "FileRef",
     "Slice",
     "SliceReader",
+    "SmallFile",
     "StagedBlob",
     "StagedRef",
     "UploadRef",

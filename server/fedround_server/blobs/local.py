@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +16,21 @@ from pathlib import Path
 from fedround_server.blobs.checksums import BLOCK_BYTES, BlockChecksums, damaged, map_damage
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.files import LocalFiles
+from fedround_server.blobs.journal import Journal, groups
 from fedround_server.blobs.protocol import UNREFERENCED_SECONDS
 from fedround_server.blobs.reader import LocalReader
-from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs.refs import SmallFile, StagedBlob, StagedRef, UploadRef
 from fedround_server.blobs.writer import LocalWriter
-from fedround_server.domain.errors import UploadOffset
+from fedround_server.domain.errors import DiskFull, UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
 from fedround_server.host.file_lock import BACKUP_LOCK, try_exclusive
 from fedround_server.host.folder import make_private
 from fedround_server.host.page_cache import keep_open
-from fedround_server.host.sync import sync_folder
+from fedround_server.host.sync import sync_file, sync_file_system, sync_folder
 
 log = logging.getLogger(__name__)
+BLOB_MODE = 0o400
 
 
 class LocalBlobs:
@@ -38,12 +40,14 @@ class LocalBlobs:
         """Makes the layout of the folder."""
         self.files = LocalFiles(root)
         self._backup_lock = root / BACKUP_LOCK
-        for folder in (self.files.objects, self.files.uploads, self.files.tmp):
+        for folder in (self.files.objects, self.files.uploads, self.files.tmp, self.files.journal):
             make_private(folder)
         sync_folder(root)
         self.stored_bytes = 0
         # Folders of blobs that are known to be on disk.
         self._durable_folders: set[Path] = set()
+        # Those that exist, on disk or not.
+        self._folders: set[Path] = set()
         # How many commits of each new blob await `keep` or `release`.
         self._undecided: dict[str, int] = {}
         # How many commits of each blob, new or not, await `keep` or `release`.
@@ -51,6 +55,7 @@ class LocalBlobs:
         # Without it, bytes that are committed again between the check of a blob and its removal would be lost.
         self._lock = threading.Lock()
         self._closing = ThreadPoolExecutor(1, thread_name_prefix="closing")
+        self._journal = Journal(self.files.journal, self.files.objects, self._rewrite)
 
     def check_writable(self) -> None:
         """Checks that the folders can be written; before serving only.
@@ -59,7 +64,13 @@ class LocalBlobs:
             PermissionError: One cannot.
         """
         files = self.files
-        for folder in (files.objects, *filter(Path.is_dir, files.objects.iterdir()), files.uploads, files.tmp):
+        for folder in (
+            files.objects,
+            *filter(Path.is_dir, files.objects.iterdir()),
+            files.uploads,
+            files.tmp,
+            files.journal,
+        ):
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
@@ -80,6 +91,17 @@ class LocalBlobs:
             if isinstance(staged.file, StagedRef):
                 source.unlink(missing_ok=True)
             raise
+
+    def store(self, files: Sequence[SmallFile]) -> Sequence[Exception | None]:
+        """Makes blobs of small files, durably, with one sync for all of them."""
+        errors: list[Exception | None] = []
+        for group in groups(files):
+            try:
+                with map_disk_full(), self._journal.holding(group) as is_held:
+                    errors += [self._store(file, is_held=is_held) for file in group]
+            except (OSError, DiskFull) as error:
+                errors += [error] * len(group)
+        return errors
 
     def keep(self, blob: BlobRef) -> None:
         """Leaves a committed blob to the collection."""
@@ -157,6 +179,34 @@ class LocalBlobs:
         for path in self.files.tmp.iterdir():
             path.unlink()
 
+    def unsettled(self) -> Set[str]:
+        """Returns the digests of small files that earlier processes may have left in memory."""
+        return {file.blob.sha256 for file in self._journal.left()}
+
+    def recover(self, needed: Set[str]) -> int:
+        """Makes small files of earlier processes durable that a crash of the machine may have damaged or lost."""
+        count = 0
+        objects = os.open(self.files.objects, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            is_synced = sync_file_system(objects)
+        finally:
+            os.close(objects)
+        for file in self._journal.left():
+            path = self.files.local_path(file.blob)
+            is_whole = path.is_file() and path.read_bytes() == file.data
+            if file.blob.sha256 not in needed:
+                if not is_whole:
+                    path.unlink(missing_ok=True)
+            elif not (is_whole and is_synced):
+                self._rewrite(file, even_if_missing=True)
+                count += not is_whole
+        self._journal.remove_left()
+        return count
+
+    def close(self) -> None:
+        """Leaves nothing to recover, if possible."""
+        self._journal.close()
+
     @contextmanager
     def collecting(self) -> Iterator[bool]:
         """Yields whether blobs may be collected within the block: not while a backup is made."""
@@ -190,26 +240,77 @@ class LocalBlobs:
         else:
             del self._commits[sha256]
 
+    def _store(self, file: SmallFile, *, is_held: bool) -> Exception | None:
+        """Makes a blob of a file, which the journal holds or does not; returns the error."""
+        try:
+            with map_disk_full(), self._staged(file.data, is_synced=not is_held) as path:
+                if is_held:
+                    target = self.files.local_path(file.blob)
+                    if target.parent not in self._folders:
+                        make_private(target.parent)
+                        self._folders.add(target.parent)
+                    with self._lock:
+                        self._rename(path, target, file.blob)
+                else:
+                    self._adopt(path, file.blob)
+        except (OSError, DiskFull) as error:
+            return error
+        reached("blob.stored")
+        return None
+
+    @contextmanager
+    def _staged(self, data: bytes, *, is_synced: bool) -> Iterator[Path]:
+        """Yields the path of a new file with some bytes, which is read-only."""
+        with self.files.stage() as (_, path):
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, BLOB_MODE)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                if is_synced:
+                    sync_file(descriptor)
+            finally:
+                os.close(descriptor)
+            yield path
+
+    def _rewrite(self, file: SmallFile, *, even_if_missing: bool = False) -> None:
+        """Writes the file of a blob anew, durably; one that is missing was removed."""
+        target = self.files.local_path(file.blob)
+        self._make_durable(target.parent)
+        with self._staged(file.data, is_synced=True) as path, self._lock:
+            if even_if_missing or target.exists():
+                path.replace(target)
+            else:
+                path.unlink()
+        sync_folder(target.parent)
+
+    def _make_durable(self, folder: Path) -> None:
+        if folder not in self._durable_folders:
+            # Even one that exists: the process that made it may have been killed before it was on disk.
+            make_private(folder)
+            sync_folder(self.files.objects)
+            self._durable_folders.add(folder)
+
     def _adopt(self, source: Path, blob: BlobRef) -> None:
         target = self.files.local_path(blob)
-        if target.parent not in self._durable_folders:
-            # Even one that exists: the process that made it may have been killed before it was on disk.
-            make_private(target.parent)
-            sync_folder(self.files.objects)
-            self._durable_folders.add(target.parent)
+        self._make_durable(target.parent)
         with self._lock, keep_open(target, self._closing):
-            replaced = _file_size(target)
-            source.replace(target)
-            self.stored_bytes += blob.size_bytes - replaced
-            self._commits[blob.sha256] += 1
-            if not replaced or blob.sha256 in self._undecided:
-                self._undecided[blob.sha256] = self._undecided.get(blob.sha256, 0) + 1
+            self._rename(source, target, blob)
             reached("blob.renamed")
             # After the rename: an upload whose commit is interrupted before it must stay writable.
-            target.chmod(0o400)
+            target.chmod(BLOB_MODE)
             os.utime(target)
         sync_folder(target.parent)
         reached("blob.folder_synced")
+
+    def _rename(self, source: Path, target: Path, blob: BlobRef) -> None:
+        """Gives a file its digest as its name, and counts it as a commit; the caller has the lock."""
+        replaced = _file_size(target)
+        source.replace(target)
+        self.stored_bytes += blob.size_bytes - replaced
+        self._commits[blob.sha256] += 1
+        if not replaced or blob.sha256 in self._undecided:
+            self._undecided[blob.sha256] = self._undecided.get(blob.sha256, 0) + 1
 
 
 def _upload_at(path: Path) -> UploadRef:

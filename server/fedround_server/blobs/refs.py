@@ -31,3 +31,11 @@ class StagedBlob:
 
     file: UploadRef | StagedRef
     blob: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFile:
+    """A complete file in memory, of at most 1 MiB, and the blob that it is to become."""
+
+    blob: BlobRef
+    data: bytes
