@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from fedround_server.blobs.refs import SmallFile
-from fedround_server.blobs.segment import Segment, encode, group_bytes, read_entries
+from fedround_server.blobs.segment import Segment, group_bytes, read_entries
 from fedround_server.failpoints import reached
 from fedround_server.host.sync import is_sync_needed, sync_file_system, sync_folder
 
@@ -66,7 +66,7 @@ class Journal:
         if not is_sync_needed():
             yield True
             return
-        appended = self._append(encode(files))
+        appended = self._append(files)
         if appended is None:
             yield False
             return
@@ -143,14 +143,14 @@ class Journal:
         for path in self._folder.iterdir():
             path.unlink()
 
-    def _append(self, pieces: list[bytes]) -> tuple[Segment, int] | None:
+    def _append(self, files: Sequence[SmallFile]) -> tuple[Segment, int] | None:
         """Appends a group to a segment, which is then in use; returns both, or None if there is no room."""
         with self._changed:
-            segment = self._find_room(pieces)
+            segment = self._find_room(group_bytes(files))
             if segment is None:
                 return None
             try:
-                end = segment.append(pieces)
+                end = segment.append(files)
             except BaseException:
                 self._retire(segment)
                 raise
@@ -161,17 +161,18 @@ class Journal:
                 self._thread.start()
             return segment, end
 
-    def _find_room(self, pieces: list[bytes]) -> Segment | None:
+    def _find_room(self, size: int) -> Segment | None:
+        """Returns the segment that gets a group of a size, in bytes, if there is room for it."""
         if self._is_closed:
             return None
-        if self._current is not None and self._current.end_after(pieces) > SEGMENT_BYTES:
+        if self._current is not None and self._current.end_after(size) > SEGMENT_BYTES:
             self._retire(self._current)
         if self._current is None:
             self._current = self._free.pop() if self._free else self._make()
         segment = self._current
-        if segment is None or segment.end_after(pieces) > SEGMENT_BYTES:
+        if segment is None or segment.end_after(size) > SEGMENT_BYTES:
             return None
-        if segment.end_after(pieces) > segment.size and self._is_low():
+        if segment.end_after(size) > segment.size and self._is_low():
             self._retire(segment)
             return None
         return segment
@@ -226,8 +227,11 @@ class Journal:
 
 def groups(files: Sequence[SmallFile]) -> Iterator[Sequence[SmallFile]]:
     """Yields files in groups that fit into a segment."""
-    start = 0
-    for position in range(1, len(files) + 1):
-        if position == len(files) or group_bytes(files[start : position + 1]) > SEGMENT_BYTES:
+    start = size = 0
+    for position, file in enumerate(files):
+        size += group_bytes([file])
+        if size > SEGMENT_BYTES and position > start:
             yield files[start:position]
-            start = position
+            start, size = position, group_bytes([file])
+    if files:
+        yield files[start:]

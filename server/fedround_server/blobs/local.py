@@ -10,18 +10,19 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from fedround_server.blobs.checksums import BLOCK_BYTES, BlockChecksums, damaged, map_damage
-from fedround_server.blobs.disk_full import map_disk_full
+from fedround_server.blobs.disk_full import explain, map_disk_full
 from fedround_server.blobs.files import LocalFiles
 from fedround_server.blobs.journal import Journal, groups
 from fedround_server.blobs.protocol import UNREFERENCED_SECONDS
 from fedround_server.blobs.reader import LocalReader
 from fedround_server.blobs.refs import SmallFile, StagedBlob, StagedRef, UploadRef
 from fedround_server.blobs.writer import LocalWriter
-from fedround_server.domain.errors import DiskFull, UploadOffset
+from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
 from fedround_server.host.file_lock import BACKUP_LOCK, try_exclusive
@@ -47,7 +48,7 @@ class LocalBlobs:
         # Folders of blobs that are known to be on disk.
         self._durable_folders: set[Path] = set()
         # Those that exist, on disk or not.
-        self._folders: set[Path] = set()
+        self._folders: set[str] = set()
         # How many commits of each new blob await `keep` or `release`.
         self._undecided: dict[str, int] = {}
         # How many commits of each blob, new or not, await `keep` or `release`.
@@ -94,14 +95,7 @@ class LocalBlobs:
 
     def store(self, files: Sequence[SmallFile]) -> Sequence[Exception | None]:
         """Makes blobs of small files, durably, with one sync for all of them."""
-        errors: list[Exception | None] = []
-        for group in groups(files):
-            try:
-                with map_disk_full(), self._journal.holding(group) as is_held:
-                    errors += [self._store(file, is_held=is_held) for file in group]
-            except (OSError, DiskFull) as error:
-                errors += [error] * len(group)
-        return errors
+        return [error for group in groups(files) for error in self._store_group(group)]
 
     def keep(self, blob: BlobRef) -> None:
         """Leaves a committed blob to the collection."""
@@ -240,48 +234,50 @@ class LocalBlobs:
         else:
             del self._commits[sha256]
 
-    def _store(self, file: SmallFile, *, is_held: bool) -> Exception | None:
-        """Makes a blob of a file, which the journal holds or does not; returns the error."""
+    def _store_group(self, files: Sequence[SmallFile]) -> list[Exception | None]:
+        """Makes blobs of files that fit into the journal together; returns their errors."""
         try:
-            with map_disk_full(), self._staged(file.data, is_synced=not is_held) as path:
-                if is_held:
-                    target = self.files.local_path(file.blob)
-                    if target.parent not in self._folders:
-                        make_private(target.parent)
-                        self._folders.add(target.parent)
-                    with self._lock:
-                        self._rename(path, target, file.blob)
-                else:
-                    self._adopt(path, file.blob)
-        except (OSError, DiskFull) as error:
-            return error
+            with self._journal.holding(files) as is_held:
+                staged = f"{self.files.tmp}/{uuid4()}"
+                return [self._store(file, f"{staged}-{n}", is_held=is_held) for n, file in enumerate(files)]
+        except OSError as error:
+            return [explain(error)] * len(files)
+
+    def _store(self, file: SmallFile, staged: str, *, is_held: bool) -> Exception | None:
+        """Makes a blob of a file, which the journal holds or does not; returns the error.
+
+        Its bytes never have their digest as their name in part: backups read all files that have one.
+        """
+        blob = file.blob
+        folder = f"{self.files.objects}/{blob.sha256[:2]}"
+        try:
+            _write(staged, file.data, is_synced=not is_held)
+            if is_held:
+                if folder not in self._folders:
+                    make_private(Path(folder))
+                    self._folders.add(folder)
+                with self._lock:
+                    self._rename(staged, f"{folder}/{blob.sha256}", blob)
+            else:
+                self._adopt(Path(staged), blob)
+        except OSError as error:
+            with suppress(OSError):
+                Path(staged).unlink()
+            return explain(error)
         reached("blob.stored")
         return None
-
-    @contextmanager
-    def _staged(self, data: bytes, *, is_synced: bool) -> Iterator[Path]:
-        """Yields the path of a new file with some bytes, which is read-only."""
-        with self.files.stage() as (_, path):
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, BLOB_MODE)
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-                if is_synced:
-                    sync_file(descriptor)
-            finally:
-                os.close(descriptor)
-            yield path
 
     def _rewrite(self, file: SmallFile, *, even_if_missing: bool = False) -> None:
         """Writes the file of a blob anew, durably; one that is missing was removed."""
         target = self.files.local_path(file.blob)
         self._make_durable(target.parent)
-        with self._staged(file.data, is_synced=True) as path, self._lock:
-            if even_if_missing or target.exists():
-                path.replace(target)
-            else:
-                path.unlink()
+        with self.files.stage() as (_, path):
+            _write(path, file.data, is_synced=True)
+            with self._lock:
+                if even_if_missing or target.exists():
+                    path.replace(target)
+                else:
+                    path.unlink()
         sync_folder(target.parent)
 
     def _make_durable(self, folder: Path) -> None:
@@ -303,10 +299,10 @@ class LocalBlobs:
         sync_folder(target.parent)
         reached("blob.folder_synced")
 
-    def _rename(self, source: Path, target: Path, blob: BlobRef) -> None:
+    def _rename(self, source: Path | str, target: Path | str, blob: BlobRef) -> None:
         """Gives a file its digest as its name, and counts it as a commit; the caller has the lock."""
         replaced = _file_size(target)
-        source.replace(target)
+        os.replace(source, target)  # noqa: PTH105 -- paths of small files are strings: making a Path takes as long
         self.stored_bytes += blob.size_bytes - replaced
         self._commits[blob.sha256] += 1
         if not replaced or blob.sha256 in self._undecided:
@@ -333,10 +329,26 @@ def _is_old(path: Path, min_seconds: float) -> bool:
     return False
 
 
-def _file_size(path: Path) -> int:
-    with _skip_errors(path):
-        return path.stat().st_size
+def _file_size(path: Path | str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            log.warning("%s stays as it is: %s", path, error)
     return 0
+
+
+def _write(path: Path | str, data: bytes, *, is_synced: bool) -> None:
+    """Writes a new file, which is read-only then."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, BLOB_MODE)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        if is_synced:
+            sync_file(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_if_old(path: Path, min_seconds: float = UNREFERENCED_SECONDS) -> int | None:

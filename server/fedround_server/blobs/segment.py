@@ -26,17 +26,17 @@ MAX_BUFFERS = 512
 """How many buffers one system call writes; Linux allows 1,024."""
 
 
-def encode(files: Sequence[SmallFile]) -> list[bytes]:
+def group_bytes(files: Sequence[SmallFile]) -> int:
+    """Returns how many bytes a group of entries has."""
+    return -(-sum(HEADER.size + len(file.data) for file in files) // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _encode(files: Sequence[SmallFile]) -> list[bytes]:
     """Returns the bytes of a group of entries, in pieces."""
     pieces: list[bytes] = []
     for file in files:
         pieces += (HEADER.pack(MAGIC, len(file.data), bytes.fromhex(file.blob.sha256)), file.data)
     return [*pieces, bytes(-sum(map(len, pieces)) % BLOCK_BYTES)]
-
-
-def group_bytes(files: Sequence[SmallFile]) -> int:
-    """Returns at least how many bytes a group of entries has."""
-    return sum(HEADER.size + len(file.data) for file in files) + BLOCK_BYTES
 
 
 def read_entries(path: Path) -> Iterator[SmallFile]:
@@ -78,18 +78,17 @@ class Segment:
         self._sync_lock = threading.Lock()
         self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
 
-    def end_after(self, pieces: Sequence[bytes]) -> int:
-        """Returns where the entries would end with another group."""
-        return self._end + sum(map(len, pieces))
+    def end_after(self, size: int) -> int:
+        """Returns where the entries would end with another group of a size, in bytes."""
+        return self._end + size
 
-    def append(self, pieces: Sequence[bytes]) -> int:
+    def append(self, files: Sequence[SmallFile]) -> int:
         """Appends a group, and returns where it ends, in bytes.
 
         Raises:
             OSError: It cannot be written; the segment is broken.
         """
-        position, end = self._end, self.end_after(pieces)
-        left = [memoryview(piece) for piece in pieces]
+        position, left = self._end, [memoryview(piece) for piece in _encode(files)]
         try:
             while left:
                 written = os.pwritev(self._descriptor, left[:MAX_BUFFERS], position)
@@ -101,8 +100,8 @@ class Segment:
         except BaseException:
             self.is_broken = True
             raise
-        self._end, self.size = end, max(self.size, end)
-        return end
+        self._end, self.size = position, max(self.size, position)
+        return position
 
     def sync(self, end: int) -> None:
         """Forces all groups up to one that ends at a position to disk; callers that wait for the same sync share it.
