@@ -35,7 +35,7 @@ def layer(own: str | None, foreign: str = "") -> Layer:
 # Arrows point at what is imported, and nothing points up: each layer may import from lines above its own only.
 LAYERS = {
     **dict.fromkeys(
-        ("__init__", "domain", "wakeups", "failpoints", "batching", "counters", "traces", "start_errors"), layer("")
+        ["__init__", "domain", "wakeups", "failpoints", "batch", "counters", "traces", "start_errors"], layer("")
     ),
     "host": layer("", "fedround_wire"),
     "blobs": layer("domain failpoints host", "google_crc32c"),

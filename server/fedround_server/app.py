@@ -64,6 +64,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         _restrict(settings.data_dir)
         blobs = LocalBlobs(settings.data_dir)
         blobs.check_writable()
+        stack.callback(blobs.close)
         counters = Counters()
         # Before any gRPC object exists.
         engine = stack.enter_context(

@@ -124,7 +124,7 @@ def test_an_adoption_that_is_cut_off_leaves_the_upload_writable(
     with blobs.writer(UPLOAD) as writer:
         writer.write(b"whole")
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", cut_off)
+            patch.setattr(os, "replace", cut_off)
             with pytest.raises(OSError, match="no rename"):
                 blobs.commit(writer.staged)
     assert stat.S_IMODE((tmp_path / "uploads/user/upload").stat().st_mode) == 0o600

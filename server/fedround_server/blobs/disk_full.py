@@ -7,9 +7,18 @@ from contextlib import contextmanager
 from fedround_server.domain.errors import DiskFull
 
 
+def explain(error: OSError) -> Exception:
+    """Returns `DiskFull` for an error about a full disk, or an exhausted quota, and any other error as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    full = DiskFull("the server's disk is full: try again when the operator has made room")
+    full.__cause__ = error
+    return full
+
+
 @contextmanager
 def map_disk_full() -> Iterator[None]:
-    """Maps the operating system's errors about a full disk, or an exhausted quota, to `DiskFull`.
+    """Maps errors by `explain`.
 
     Raises:
         DiskFull: There is no room for what the block writes.
@@ -17,6 +26,7 @@ def map_disk_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull("the server's disk is full: try again when the operator has made room") from error
-        raise
+        explained = explain(error)
+        if explained is error:
+            raise
+        raise explained from error

@@ -9,13 +9,18 @@ from fedround_server.blobs.refs import FileRef, StagedRef, UploadRef
 
 
 class LocalFiles:
-    """A folder with objects/AA/SHA256 (blobs), uploads/USER/UPLOAD (resumable uploads) and tmp/NAME (staged files)."""
+    """A folder of blobs: objects/AA/SHA256.
+
+    It also has uploads/USER/UPLOAD (resumable uploads), tmp/NAME (staged files) and journal/NAME (small blobs that may
+    not be on disk yet).
+    """
 
     def __init__(self, root: Path) -> None:
         """Makes nothing: the folders are those of a `LocalBlobs`, perhaps of another process."""
         self.objects = root / "objects"
         self.uploads = root / "uploads"
         self.tmp = root / "tmp"
+        self.journal = root / "journal"
 
     def local_path(self, ref: FileRef) -> Path:
         """Returns where a file is, or would be."""

@@ -8,15 +8,16 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from fedround_server.blobs.checksums import BLOCK_BYTES, BlockChecksums, damaged, map_damage
-from fedround_server.blobs.disk_full import map_disk_full
+from fedround_server.blobs.disk_full import explain, map_disk_full
 from fedround_server.blobs.files import LocalFiles
+from fedround_server.blobs.journal import Journal, groups
 from fedround_server.blobs.protocol import UNREFERENCED_SECONDS
 from fedround_server.blobs.reader import LocalReader
 from fedround_server.blobs.refs import SmallFile, StagedBlob, StagedRef, UploadRef
@@ -27,9 +28,10 @@ from fedround_server.failpoints import reached
 from fedround_server.host.file_lock import BACKUP_LOCK, try_exclusive
 from fedround_server.host.folder import make_private
 from fedround_server.host.page_cache import keep_open
-from fedround_server.host.sync import sync_folder
+from fedround_server.host.sync import sync_file, sync_file_system, sync_folder
 
 log = logging.getLogger(__name__)
+BLOB_MODE = 0o400
 
 
 class LocalBlobs:
@@ -39,12 +41,14 @@ class LocalBlobs:
         """Makes the layout of the folder."""
         self.files = LocalFiles(root)
         self._backup_lock = root / BACKUP_LOCK
-        for folder in (self.files.objects, self.files.uploads, self.files.tmp):
+        for folder in (self.files.objects, self.files.uploads, self.files.tmp, self.files.journal):
             make_private(folder)
         sync_folder(root)
         self.stored_bytes = 0
         # Folders of blobs that are known to be on disk.
         self._durable_folders: set[Path] = set()
+        # Those that exist, on disk or not.
+        self._folders: set[str] = set()
         # How many commits of each new blob await `keep` or `release`.
         self._undecided: dict[str, int] = {}
         # How many commits of each blob, new or not, await `keep` or `release`.
@@ -52,6 +56,7 @@ class LocalBlobs:
         # Without it, bytes that are committed again between the check of a blob and its removal would be lost.
         self._lock = threading.Lock()
         self._closing = ThreadPoolExecutor(1, thread_name_prefix="closing")
+        self._journal = Journal(self.files.journal, self.files.objects, self._rewrite)
 
     def check_writable(self) -> None:
         """Checks that the folders can be written; before serving only.
@@ -60,7 +65,13 @@ class LocalBlobs:
             PermissionError: One cannot.
         """
         files = self.files
-        for folder in (files.objects, *filter(Path.is_dir, files.objects.iterdir()), files.uploads, files.tmp):
+        for folder in (
+            files.objects,
+            *filter(Path.is_dir, files.objects.iterdir()),
+            files.uploads,
+            files.tmp,
+            files.journal,
+        ):
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
@@ -83,18 +94,8 @@ class LocalBlobs:
             raise
 
     def store(self, files: Sequence[SmallFile]) -> Sequence[Exception | None]:
-        """Makes blobs of small files, durably."""
-        return [self._store(file) for file in files]
-
-    def _store(self, file: SmallFile) -> Exception | None:
-        try:
-            with self.writer(StagedRef(str(uuid4()))) as writer:
-                writer.write(file.data)
-                writer.sync()
-                self.commit(writer.staged)
-        except Exception as error:
-            return error
-        return None
+        """Makes blobs of small files, durably, with one sync for all of them."""
+        return [error for group in groups(files) for error in self._store_group(group)]
 
     def keep(self, blob: BlobRef) -> None:
         """Leaves a committed blob to the collection."""
@@ -172,6 +173,34 @@ class LocalBlobs:
         for path in self.files.tmp.iterdir():
             path.unlink()
 
+    def unsettled(self) -> Set[str]:
+        """Returns the digests of small files that earlier processes may have left in memory."""
+        return {file.blob.sha256 for file in self._journal.left()}
+
+    def recover(self, needed: Set[str]) -> int:
+        """Makes small files of earlier processes durable that a crash of the machine may have damaged or lost."""
+        count = 0
+        objects = os.open(self.files.objects, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            is_synced = sync_file_system(objects)
+        finally:
+            os.close(objects)
+        for file in self._journal.left():
+            path = self.files.local_path(file.blob)
+            is_whole = path.is_file() and path.read_bytes() == file.data
+            if file.blob.sha256 not in needed:
+                if not is_whole:
+                    path.unlink(missing_ok=True)
+            elif not (is_whole and is_synced):
+                self._rewrite(file, even_if_missing=True)
+                count += not is_whole
+        self._journal.remove_left()
+        return count
+
+    def close(self) -> None:
+        """Leaves nothing to recover, if possible."""
+        self._journal.close()
+
     @contextmanager
     def collecting(self) -> Iterator[bool]:
         """Yields whether blobs may be collected within the block: not while a backup is made."""
@@ -205,26 +234,79 @@ class LocalBlobs:
         else:
             del self._commits[sha256]
 
+    def _store_group(self, files: Sequence[SmallFile]) -> list[Exception | None]:
+        """Makes blobs of files that fit into the journal together; returns their errors."""
+        try:
+            with self._journal.holding(files) as is_held:
+                staged = f"{self.files.tmp}/{uuid4()}"
+                return [self._store(file, f"{staged}-{n}", is_held=is_held) for n, file in enumerate(files)]
+        except OSError as error:
+            return [explain(error)] * len(files)
+
+    def _store(self, file: SmallFile, staged: str, *, is_held: bool) -> Exception | None:
+        """Makes a blob of a file, which the journal holds or does not; returns the error.
+
+        Its bytes never have their digest as their name in part: backups read all files that have one.
+        """
+        blob = file.blob
+        folder = f"{self.files.objects}/{blob.sha256[:2]}"
+        try:
+            _write(staged, file.data, is_synced=not is_held)
+            if is_held:
+                if folder not in self._folders:
+                    make_private(Path(folder))
+                    self._folders.add(folder)
+                with self._lock:
+                    self._rename(staged, f"{folder}/{blob.sha256}", blob)
+            else:
+                self._adopt(Path(staged), blob)
+        except OSError as error:
+            with suppress(OSError):
+                Path(staged).unlink()
+            return explain(error)
+        reached("blob.stored")
+        return None
+
+    def _rewrite(self, file: SmallFile, *, even_if_missing: bool = False) -> None:
+        """Writes the file of a blob anew, durably; one that is missing was removed."""
+        target = self.files.local_path(file.blob)
+        self._make_durable(target.parent)
+        with self.files.stage() as (_, path):
+            _write(path, file.data, is_synced=True)
+            with self._lock:
+                if even_if_missing or target.exists():
+                    path.replace(target)
+                else:
+                    path.unlink()
+        sync_folder(target.parent)
+
+    def _make_durable(self, folder: Path) -> None:
+        if folder not in self._durable_folders:
+            # Even one that exists: the process that made it may have been killed before it was on disk.
+            make_private(folder)
+            sync_folder(self.files.objects)
+            self._durable_folders.add(folder)
+
     def _adopt(self, source: Path, blob: BlobRef) -> None:
         target = self.files.local_path(blob)
-        if target.parent not in self._durable_folders:
-            # Even one that exists: the process that made it may have been killed before it was on disk.
-            make_private(target.parent)
-            sync_folder(self.files.objects)
-            self._durable_folders.add(target.parent)
+        self._make_durable(target.parent)
         with self._lock, keep_open(target, self._closing):
-            replaced = _file_size(target)
-            source.replace(target)
-            self.stored_bytes += blob.size_bytes - replaced
-            self._commits[blob.sha256] += 1
-            if not replaced or blob.sha256 in self._undecided:
-                self._undecided[blob.sha256] = self._undecided.get(blob.sha256, 0) + 1
+            self._rename(source, target, blob)
             reached("blob.renamed")
             # After the rename: an upload whose commit is interrupted before it must stay writable.
-            target.chmod(0o400)
+            target.chmod(BLOB_MODE)
             os.utime(target)
         sync_folder(target.parent)
         reached("blob.folder_synced")
+
+    def _rename(self, source: Path | str, target: Path | str, blob: BlobRef) -> None:
+        """Gives a file its digest as its name, and counts it as a commit; the caller has the lock."""
+        replaced = _file_size(target)
+        os.replace(source, target)  # noqa: PTH105 -- paths of small files are strings: making a Path takes as long
+        self.stored_bytes += blob.size_bytes - replaced
+        self._commits[blob.sha256] += 1
+        if not replaced or blob.sha256 in self._undecided:
+            self._undecided[blob.sha256] = self._undecided.get(blob.sha256, 0) + 1
 
 
 def _upload_at(path: Path) -> UploadRef:
@@ -247,10 +329,26 @@ def _is_old(path: Path, min_seconds: float) -> bool:
     return False
 
 
-def _file_size(path: Path) -> int:
-    with _skip_errors(path):
-        return path.stat().st_size
+def _file_size(path: Path | str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            log.warning("%s stays as it is: %s", path, error)
     return 0
+
+
+def _write(path: Path | str, data: bytes, *, is_synced: bool) -> None:
+    """Writes a new file, which is read-only then."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, BLOB_MODE)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        if is_synced:
+            sync_file(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_if_old(path: Path, min_seconds: float = UNREFERENCED_SECONDS) -> int | None:

@@ -1,6 +1,6 @@
 """What a blob store is. `tests/contracts/test_blobs.py` has the contract that every implementation passes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -142,7 +142,18 @@ class Blobs(Protocol):
         """
 
     def store(self, files: Sequence[SmallFile]) -> Sequence[Exception | None]:
-        """Makes blobs of small files, durably, with one sync for all; returns for each its error or None."""
+        """Makes blobs of small files, durably, with one sync for all of them.
+
+        Each is treated like a file that is committed: the same bytes count as new, and the caller calls `keep` or
+        `release` for each that was stored.
+
+        Args:
+            files: Complete files, whose digests the caller has computed.
+
+        Returns:
+            For each file the error, `DiskFull` or an `OSError`, or None if it is stored. A sync that fails is the error
+            of all of its group. What is not stored leaves nothing.
+        """
 
     def keep(self, blob: BlobRef) -> None:
         """Leaves a committed blob to the collection: a row refers to it, or may."""
@@ -187,6 +198,28 @@ class Blobs(Protocol):
 
     def sweep(self) -> None:
         """Removes staged files of earlier processes; before serving only."""
+
+    def unsettled(self) -> Set[str]:
+        """Returns the digests of small files that earlier processes may have left in memory; before serving only."""
+
+    def recover(self, needed: Set[str]) -> int:
+        """Makes small files of earlier processes durable that a crash of the machine may have damaged or lost.
+
+        To be called before serving, and before `measure`.
+
+        Args:
+            needed: Which of the digests that `unsettled` returned are needed. The other files were removed, or no row
+                has ever referred to them.
+
+        Returns:
+            How many were missing or damaged, and are there now.
+
+        Raises:
+            OSError: One cannot be read or written; all are as before.
+        """
+
+    def close(self) -> None:
+        """Leaves nothing to recover, if possible; after serving only."""
 
     def collecting(self) -> AbstractContextManager[bool]:
         """Yields whether blobs may be collected within the block: not while a backup is made, which needs them."""

@@ -35,7 +35,7 @@ class StagedBlob:
 
 @dataclass(frozen=True, slots=True)
 class SmallFile:
-    """A complete file in memory, whose digest is known."""
+    """A complete file in memory, of at most 1 MiB, and the blob that it is to become."""
 
     blob: BlobRef
     data: bytes

@@ -5,6 +5,7 @@ from fedround_server.coordinator.audit import Audit
 from fedround_server.coordinator.collection import Collection
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.control import Control
+from fedround_server.coordinator.file_recovery import recover_files
 from fedround_server.coordinator.housekeeping import Housekeeping
 from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
@@ -56,6 +57,8 @@ class Coordinator:
         await self.audit.start()
         await in_thread(self._context.blobs.sweep)
         reached("start.swept")
+        await recover_files(self._context)
+        reached("start.settled")
         await in_thread(self._context.blobs.measure)
         await in_thread(self.uploads.space.recover)
         await self.rounds.recover()
