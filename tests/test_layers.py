@@ -35,12 +35,13 @@ def layer(own: str | None, foreign: str = "") -> Layer:
 # Arrows point at what is imported, and nothing points up: each layer may import from lines above its own only.
 LAYERS = {
     **dict.fromkeys(("__init__", "domain", "wakeups", "failpoints", "counters", "traces", "start_errors"), layer("")),
+    "batch": layer(""),
     "host": layer("", "fedround_wire"),
     "blobs": layer("domain failpoints host", "google_crc32c"),
     "aggregators": layer("domain", "torch numpy"),
-    "store": layer("domain failpoints counters aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
+    "store": layer("domain failpoints batch counters aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
     "engine": layer("domain host counters blobs aggregators", "cachetools torch safetensors numpy dp_accounting"),
-    "coordinator": layer("domain wakeups failpoints host counters traces blobs store engine", "structlog"),
+    "coordinator": layer("domain wakeups failpoints batch host counters traces blobs store engine", "structlog"),
     "methods": layer("domain"),
     "interceptors": layer(
         "domain host counters traces coordinator methods",

@@ -157,7 +157,7 @@ def _find_tls(connection: socket.socket, target: Target) -> FedroundError | None
 
 
 class _Encrypted(ssl.SSLSocket):
-    """Closes itself if the server has reset the connection before the handshake: `wrap_socket` of Python 3.11 does not."""
+    """Closes itself if the server has reset the connection before the handshake, which Python 3.11 does not."""
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """Receives bytes, also those that `wrap_socket` looks for on a connection that was reset."""

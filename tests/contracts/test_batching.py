@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from aggregations import fed_dc
 from contracts import reference_views
 from contracts.world import World, blob, new_id
+from fedround_server import batch
 from fedround_server.domain.errors import CursorExpired, FedroundError, StoreUnavailable, TrainingNotFound
 from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.token import Token
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
-from fedround_server.store.db import batching
 from fedround_server.store.db.group_commit import Call, Transactions
 from fedround_server.store.queries import event_log
 from fedround_server.store.queries.event_log import LogPage
@@ -98,7 +98,7 @@ async def test_each_is_answered_as_if_it_were_alone(
         return await store.events.database.run(ask)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching, "MAX_BATCH", most)
+        patch.setattr(batch, "MAX_BATCH", most)
         patch.setattr(event_log, "PAGE", page)
 
         views: dict[tuple[str, str], LogView] = {}
@@ -185,7 +185,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_many_questions_take_few_transactions(store: Store, world: World, attempts: list[str]) -> None:
     actor, clients, training = await world.running(3)
     attempts.clear()
-    askers = 3 * batching.MAX_BATCH
+    askers = 3 * batch.MAX_BATCH
     await asyncio.gather(*(store.events.poll(training.training_id, clients[0], 0, 100) for _ in range(askers)))
     assert attempts == ["event.poll"] * 3
     attempts.clear()

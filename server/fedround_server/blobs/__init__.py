@@ -12,6 +12,7 @@ from fedround_server.blobs.checksums import (
     open_blob,
     verify_block,
 )
+from fedround_server.blobs.digest import BlobDigest
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.protocol import UNREFERENCED_SECONDS, BlobFiles, BlobReader, Blobs, BlobWriter
 from fedround_server.blobs.refs import FileRef, SmallFile, StagedBlob, StagedRef, UploadRef
@@ -22,6 +23,7 @@ __all__ = [
     "BLOCK_BYTES",
     "UNREFERENCED_SECONDS",
     "BlobDamaged",
+    "BlobDigest",
     "BlobFiles",
     "BlobReader",
     "BlobWriter",

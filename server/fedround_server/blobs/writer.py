@@ -1,15 +1,13 @@
 """Local files that are being received."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from fedround_server.blobs.checksums import BlockChecksums
+from fedround_server.blobs.digest import BlobDigest
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
-from fedround_server.domain.model import BlobRef
 from fedround_server.host.folder import make_private
 from fedround_server.host.page_cache import Writeback
 from fedround_server.host.sync import sync_file
@@ -26,12 +24,10 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
         Raises:
             DiskFull: There is no room for another file.
         """
-        self.size_bytes = 0
         self._ref = ref
         self._path = path
         self._keep = isinstance(ref, UploadRef)
-        self._hash = hashlib.sha256()
-        self._checksums = BlockChecksums()
+        self._digest = BlobDigest()
         with map_disk_full():
             make_private(path.parent)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -45,10 +41,15 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
         if not keep:
             self._path.unlink(missing_ok=True)
 
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes were replayed and written."""
+        return self._digest.size_bytes
+
     def replay(self, see: Callable[[bytes], None]) -> None:
         """Reads what an earlier attempt left, hashes it, and passes it to `see`."""
         while data := os.read(self._descriptor, READ_SIZE):
-            self._add(data)
+            self._digest.update(data)
             see(data)
 
     def write(self, data: bytes, crc32c: int | None = None) -> None:
@@ -64,12 +65,12 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
             os.lseek(self._descriptor, self.size_bytes, os.SEEK_SET)
             raise
         self._writeback.grown(self.size_bytes + len(data))
-        self._add(data, crc32c)
+        self._digest.update(data, crc32c)
 
     @property
     def staged(self) -> StagedBlob:
         """What was replayed and written."""
-        return StagedBlob(self._ref, BlobRef(self._hash.hexdigest(), self.size_bytes, self._checksums.digest()))
+        return StagedBlob(self._ref, self._digest.blob)
 
     def sync(self) -> None:
         """Forces the file to disk; if that fails, leaving the block removes it."""
@@ -84,8 +85,3 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
     def discard(self) -> None:
         """Makes leaving the block remove the file."""
         self._keep = False
-
-    def _add(self, data: bytes, crc32c: int | None = None) -> None:
-        self._hash.update(data)
-        self._checksums.update(data, crc32c)
-        self.size_bytes += len(data)

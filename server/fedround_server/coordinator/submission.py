@@ -3,16 +3,25 @@
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 
+from fedround_server.coordinator.admissions import Admissions, Terms
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.next_rounds import NextRounds
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
-from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateStale, UpdateSuperseded
-from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.domain.errors import (
+    DataLoss,
+    InvalidArgument,
+    NotInCohort,
+    RoundNotOpen,
+    UpdateExists,
+    UpdateStale,
+    UpdateSuperseded,
+)
+from fedround_server.domain.model import BlobRef
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.update import MetricValue, NewUpdate, Update
-from fedround_server.engine.format.compare import check_same
 from fedround_server.failpoints import reached
+from fedround_server.store.queries.submission import Admission
 from fedround_server.wakeups import for_actor
 
 
@@ -25,6 +34,7 @@ class Submissions:
         self._store = context.store.submissions
         self._uploads = uploads
         self._aggregations = aggregations
+        self._admissions = Admissions()
 
     async def submit(
         self,
@@ -57,24 +67,32 @@ class Submissions:
             initial_loss,
             base_version,
         )
+        # A large file is not received for nothing.
+        known = self._admissions.find(new) if incoming.is_small and not incoming.offset else None
+        if known is None:
+            admission = await self._admit(new, incoming)
+            if isinstance(admission, Update):
+                return admission
+            return await self._receive(new, incoming, self._admissions.add(new, admission))
         try:
-            admission = await self._store.admit(new)
+            return await self._receive(new, incoming, known)
+        except (InvalidArgument, DataLoss):
+            # What is wrong with the file matters only to those whose update would be accepted.
+            admission = await self._admit(new, incoming)
+            if isinstance(admission, Update):
+                return admission
+            raise
+
+    async def _admit(self, new: NewUpdate, incoming: Incoming) -> Admission | Update:
+        try:
+            return await self._store.admit(new)
         except (RoundNotOpen, NotInCohort, UpdateExists, UpdateStale, UpdateSuperseded):
             # The remains of an earlier attempt would count against the user's limit for a day.
             await self._uploads.abandon(incoming.user_id, incoming.upload_id)
             raise
-        if isinstance(admission, Update):
-            return admission
-        expected = admission.tensors
 
-        def check(tensors: Manifest) -> None:
-            check_same(
-                tensors,
-                expected.for_ranks_in(tensors),
-                expected.differences,
-                expected.private,
-                notes=expected.notes,
-            )
+    async def _receive(self, new: NewUpdate, incoming: Incoming, terms: Terms) -> Update:
+        admission = terms.admission
 
         async def accept(received: Received) -> tuple[Update, bool]:
             # The file is also that of the same update that was accepted meanwhile.
@@ -82,11 +100,11 @@ class Submissions:
 
         update = await self._uploads.receive(
             replace(incoming, round=admission.round),
-            check,
+            terms.check,
             accept,
             admission.bound,
             model=admission.model,
-            expected=expected,
+            expected=admission.tensors,
         )
         reached("update.replying")
         return update

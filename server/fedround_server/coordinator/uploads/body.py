@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.coordinator.uploads.space import SpaceReservation
-from fedround_server.coordinator.uploads.write_buffer import WriteBuffer, write_chunks
+from fedround_server.coordinator.uploads.write_buffer import WriteBuffer
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import DigestMismatch, FieldInvalid, ModelFormat, ModelTooLarge, UploadIncomplete
+from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import Layout
 from fedround_server.engine.small_files import SMALL
@@ -38,6 +39,11 @@ class Incoming:
     training_id: str | None = None
     round: int = 0
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the declared size is that of a small file."""
+        return self.size_bytes is not None and self.size_bytes <= SMALL
+
 
 class BodyReceiver:
     """Receives one file."""
@@ -58,24 +64,17 @@ class BodyReceiver:
         self._gate = gate
         self._max_bytes = max_bytes
         self._max_buffered = max_buffered
-        # The end of a small file, which `finish` writes: not worth waking a thread for it alone.
-        self._rest: list[Chunk] = []
         self.size_bytes = 0
         """How much of the file has arrived, with what an earlier attempt left."""
         self._check_limit(incoming.size_bytes)
 
     @property
-    def is_small(self) -> bool:
-        """Whether the declared size is that of a small file."""
-        return self._incoming.size_bytes is not None and self._incoming.size_bytes <= SMALL
-
-    @property
-    def layout(self) -> Layout | None:
-        """What the header says; None while it has not arrived."""
-        return self._gate.layout
+    def manifest(self) -> Manifest:
+        """The tensors of a file that is complete."""
+        return {} if self._gate.layout is None else self._gate.layout.manifest
 
     async def receive(self, writer: BlobWriter, space: SpaceReservation) -> None:
-        """Writes the file, but for the end of a small one. `finish` is to be called next.
+        """Writes the file. `check_complete` is to be called next.
 
         Raises:
             FedroundError: The file is rejected, as described for `Uploads.receive`.
@@ -85,26 +84,24 @@ class BodyReceiver:
             await in_thread(writer.replay, gate.feed)
         async with WriteBuffer(writer, self._max_buffered) as buffer:
             async for chunk in incoming.chunks:
-                if gate.takes_long(chunk.data):
-                    await in_thread(gate.feed, chunk.data)
-                else:
-                    gate.feed(chunk.data)
-                self._check_size(buffer.size_bytes + len(chunk.data))
+                await self.check(chunk, buffer.size_bytes + len(chunk.data))
                 if gate.layout is not None and incoming.size_bytes is None:
                     space.cover(gate.layout.size_bytes)
                 await buffer.write(chunk)
                 self.size_bytes = buffer.size_bytes
-            if self.is_small:
-                self._rest = buffer.take_rest()
 
-    def finish(self, writer: BlobWriter) -> Layout:
-        """Writes the rest of the file; returns what its header says. The file is complete then, but not on disk.
+    async def check(self, chunk: Chunk, size: int) -> None:
+        """Checks the next chunk, with which so many bytes have arrived.
 
         Raises:
             FedroundError: The file is rejected, as described for `Uploads.receive`.
         """
-        write_chunks(writer, self._rest)
-        return self._check_complete(writer)
+        gate = self._gate
+        if gate.takes_long(chunk.data):
+            await in_thread(gate.feed, chunk.data)
+        else:
+            gate.feed(chunk.data)
+        self._check_size(size)
 
     def _check_size(self, size: int) -> None:
         declared, layout = self._incoming.size_bytes, self._gate.layout
@@ -122,8 +119,16 @@ class BodyReceiver:
                 limit="max_model_bytes",
             )
 
-    def _check_complete(self, writer: BlobWriter) -> Layout:
-        declared, layout, received = self._incoming.size_bytes, self._gate.layout, writer.staged.blob
+    def check_complete(self, received: BlobRef) -> Layout:
+        """Checks that the whole file has arrived; returns what its header says.
+
+        Args:
+            received: What has arrived.
+
+        Raises:
+            FedroundError: The file is rejected, as described for `Uploads.receive`.
+        """
+        declared, layout = self._incoming.size_bytes, self._gate.layout
         size = received.size_bytes
         if size == 0 and not declared:
             raise FieldInvalid("chunk", "no file was sent: send a safetensors file in chunks behind the spec")

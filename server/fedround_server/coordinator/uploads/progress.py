@@ -3,17 +3,26 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from fedround_server.blobs import Blobs, BlobWriter, StagedRef, UploadRef
+from fedround_server.blobs import Blobs, StagedRef, UploadRef
+
+
+class Arriving(Protocol):
+    """A file that is being received."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How much of it has arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Progress:
-    """The latest attempt at a participant's update; without a writer once it is over."""
+    """The latest attempt at a participant's update; without a file once it is over."""
 
     round: int
     ref: UploadRef | StagedRef
-    writer: BlobWriter | None
+    arriving: Arriving | None
 
 
 class UpdateProgress:
@@ -28,8 +37,8 @@ class UpdateProgress:
         found = self._latest.get((training_id, user_id))
         if found is None or found.round != number:
             return 0
-        if found.writer is not None:
-            return found.writer.size_bytes
+        if found.arriving is not None:
+            return found.arriving.size_bytes
         return self._blobs.upload_size(found.ref) if isinstance(found.ref, UploadRef) else 0
 
     def forget(self, training_id: str) -> None:
@@ -39,15 +48,15 @@ class UpdateProgress:
 
     @contextmanager
     def watch(
-        self, training_id: str, number: int, user_id: str, ref: UploadRef | StagedRef, writer: BlobWriter
+        self, training_id: str, number: int, user_id: str, ref: UploadRef | StagedRef, arriving: Arriving
     ) -> Iterator[None]:
         """Shows the progress of an update that the block receives."""
         key = (training_id, user_id)
-        own = _Progress(number, ref, writer)
+        own = _Progress(number, ref, arriving)
         self._latest[key] = own
         try:
             yield
         finally:
             # Otherwise a later attempt, for this round or the next, shows its own.
             if self._latest.get(key) is own:
-                self._latest[key] = replace(own, writer=None)
+                self._latest[key] = replace(own, arriving=None)

@@ -2,20 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from fedround_server.blobs import BlobDamaged, BlobWriter, StagedBlob, StagedRef, UploadRef
 from fedround_server.coordinator.adoption import decide
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread
+from fedround_server.coordinator.uploads.arrival import Arrival
 from fedround_server.coordinator.uploads.attempts import Attempts
 from fedround_server.coordinator.uploads.body import BodyReceiver, Incoming
-from fedround_server.coordinator.uploads.progress import UpdateProgress
-from fedround_server.coordinator.uploads.space import Space
-from fedround_server.coordinator.uploads.write_buffer import share_of_buffers
+from fedround_server.coordinator.uploads.progress import Arriving, UpdateProgress
+from fedround_server.coordinator.uploads.small_files import Arrived, SmallFiles
+from fedround_server.coordinator.uploads.space import Space, SpaceReservation
+from fedround_server.coordinator.uploads.write_buffer import share_of_buffers, write_chunks
 from fedround_server.domain.errors import (
     DigestMismatch,
     InvalidArgument,
@@ -32,7 +34,6 @@ from fedround_server.domain.update import NormBound
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import Layout
 from fedround_server.engine.jobs import CheckJob, CheckResult
-from fedround_server.engine.small_files import find_not_finite
 from fedround_server.failpoints import reached
 
 __all__ = ["Incoming", "Received", "Uploads"]
@@ -56,6 +57,49 @@ class Received:
     is_finite: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Upload(Generic[R]):
+    """A file that is being received; `Uploads.receive` describes most attributes.
+
+    Attributes:
+        ref: Where it is written, unless it is small.
+    """
+
+    incoming: Incoming
+    ref: StagedRef | UploadRef
+    check: Callable[[Manifest], None] | None
+    accept: Callable[[Received], Awaitable[tuple[R, bool]]]
+    bound: NormBound | None
+    model: VersionFile | None
+    allow_non_finite: bool
+    expected: ExpectedTensors | None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is kept in memory until it is whole: an update that the server's own process can check."""
+        needs_worker = self.bound is not None or self.model is not None
+        if needs_worker or self.expected is None or self.expected.block_sizes:
+            return False
+        return self.incoming.is_small and not self.incoming.offset
+
+    def check_finite(self, not_finite: str | None) -> bool:
+        """Returns whether all numbers are finite, by the name of a tensor in which one is not, if there is one.
+
+        Raises:
+            UpdateNotFinite: That is not allowed.
+        """
+        if not_finite is not None and not self.allow_non_finite:
+            raise _not_finite(not_finite, self.incoming, self.model)
+        return not_finite is None
+
+    def check_job(self, writer: BlobWriter, layout: Layout) -> CheckJob:
+        """Returns what the worker checks."""
+        scaled = {} if self.expected is None else self.expected.scaled(layout.manifest)
+        beside = "" if self.expected is None else self.expected.beside
+        origin, prefix = (None, "") if self.bound is None else (self.bound.origin, self.bound.prefix)
+        return CheckJob(writer.staged.file, origin, prefix, self.model, scaled, beside)
+
+
 class Uploads:
     """Uploads in progress, and those that wait for their next attempt.
 
@@ -68,6 +112,7 @@ class Uploads:
         self._context = context
         self._blobs = context.blobs
         self._attempts = Attempts()
+        self._small = SmallFiles(context.blobs)
         self.space = Space(context.limits, context.blobs)
         self.progress = UpdateProgress(context.blobs)
 
@@ -136,83 +181,93 @@ class Uploads:
             TokenInvalid: The user was removed.
             FedroundError: `check` or `accept` raised it.
         """
-        max_bytes = self._context.limits.max_model_bytes
-        body = BodyReceiver(incoming, HeaderGate(check), max_bytes, lambda: share_of_buffers(len(self._attempts)))
-        user_id, upload_id, offset = incoming.user_id, incoming.upload_id, incoming.offset
+        user_id, upload_id = incoming.user_id, incoming.upload_id
         ref = StagedRef(self._context.new_id()) if upload_id is None else UploadRef(user_id, upload_id)
+        upload = _Upload(incoming, ref, check, accept, bound, model, allow_non_finite, expected)
         async with self._attempts.begin(user_id, ref):
-            with (
-                self.space.reserve(user_id, ref, offset, is_update=incoming.training_id is not None) as space,
-                self._blobs.writer(ref, offset) as writer,
-            ):
-                reached("upload.opened")
-                space.writer = writer
-                # A size that is not declared is known with the header.
-                space.cover(incoming.size_bytes or 1)
-                try:
-                    with (
-                        nullcontext()
-                        if incoming.training_id is None
-                        else self.progress.watch(incoming.training_id, incoming.round, user_id, ref, writer),
-                        self._context.traces.span("receive") as span,
-                    ):
-                        try:
-                            await body.receive(writer, space)
-                        finally:
-                            span.set("size_bytes", body.size_bytes)
+            is_update = incoming.training_id is not None
+            with self.space.reserve(user_id, ref, incoming.offset, is_update=is_update) as space:
+                if not upload.is_small:
+                    return await self._receive_file(upload, space)
+                async with Arrival(incoming.chunks, incoming.size_bytes or 0) as arrival:
+                    if await self._arrives(upload, arrival, space):
+                        work = self._accept_small(upload, arrival)
+                        # The next attempt begins when this one has ended.
+                        return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
+                    slow = replace(upload, incoming=replace(incoming, chunks=arrival.rest()))
+                    return await self._receive_file(slow, space)
 
-                    def is_acceptable(not_finite: str | None) -> bool:
-                        if not_finite is not None and not allow_non_finite:
-                            raise _not_finite(not_finite, incoming, model)
-                        return not_finite is None
+    async def _arrives(self, upload: "_Upload[R]", arrival: Arrival, space: SpaceReservation) -> bool:
+        """Returns whether a small file arrives in time; what has arrived stays if the caller is cancelled."""
+        space.cover(arrival.declared)
+        try:
+            with self._shown(upload, arrival), self._context.traces.span("receive") as span:
+                span.set("size_bytes", arrival.declared)
+                return await arrival.is_whole()
+        except asyncio.CancelledError:
+            if isinstance(upload.ref, UploadRef):
+                with self._blobs.writer(upload.ref) as writer:
+                    write_chunks(writer, arrival.chunks)
+            raise
 
-                    layout = body.layout
-                    scaled = {} if expected is None or layout is None else expected.scaled(layout.manifest)
-                    if body.is_small and bound is None and model is None and not scaled:
-                        work = self._store_small(body, writer, is_acceptable, accept)
-                    else:
-                        layout = _finish(body, writer)
-                        beside = "" if expected is None else expected.beside
-                        job = _check_job(writer, bound, model, scaled, beside)
-                        with self._context.traces.span("check"):
-                            found = await self._check_and_sync(writer, job, bound)
-                        if found.problem is not None:
-                            raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
-                        received = Received(writer.staged.blob, layout.manifest, is_acceptable(found.not_finite))
-                        work = self._commit(writer.staged, received, accept)
-                    # The file belongs to this attempt until it is a blob.
-                    return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
-                except (InvalidArgument, DigestMismatch, ModelTooLarge):
-                    writer.discard()
-                    raise
-
-    async def _commit(
-        self, staged: StagedBlob, received: Received, accept: Callable[[Received], Awaitable[tuple[R, bool]]]
-    ) -> R:
-        await in_thread(self._blobs.commit, staged)
-        return await decide(self._blobs, staged.blob, accept(received))
-
-    async def _store_small(
-        self,
-        body: BodyReceiver,
-        writer: BlobWriter,
-        is_acceptable: Callable[[str | None], bool],
-        accept: Callable[[Received], Awaitable[tuple[R, bool]]],
-    ) -> R:
-        """Does with a small file in one thread what is done with others in several, and in the worker."""
-
-        def store() -> Received:
-            layout = _finish(body, writer)
-            staged = writer.staged
-            data = self._blobs.files.range(staged.file, 0, staged.blob.size_bytes)
-            is_finite = is_acceptable(_checked(find_not_finite(layout, data)))
-            _sync(writer)
-            self._blobs.commit(staged)
-            return Received(staged.blob, layout.manifest, is_finite)
-
+    async def _accept_small(self, upload: "_Upload[R]", arrival: Arrival) -> R:
+        """Checks and stores a file that is in memory, and has it accepted."""
+        body, chunks = self._body(upload), arrival.chunks
+        if isinstance(upload.ref, UploadRef):
+            # What an earlier attempt may have left.
+            self._blobs.remove_upload(upload.ref)
+        size = 0
+        for chunk in chunks:
+            size += len(chunk.data)
+            await body.check(chunk, size)
         with self._context.traces.span("check"):
-            received = await in_thread(store)
-        return await decide(self._blobs, received.blob, accept(received))
+            blob = await self._small.store(Arrived(chunks, body.check_complete, upload.check_finite))
+        return await decide(self._blobs, blob, upload.accept(Received(blob, body.manifest, is_finite=True)))
+
+    async def _receive_file(self, upload: "_Upload[R]", space: SpaceReservation) -> R:
+        """Writes a file to disk while it arrives, checks it, and has it accepted."""
+        incoming = upload.incoming
+        body = self._body(upload)
+        with self._blobs.writer(upload.ref, incoming.offset) as writer:
+            reached("upload.opened")
+            space.writer = writer
+            # A size that is not declared is known with the header.
+            space.cover(incoming.size_bytes or 1)
+            try:
+                with self._shown(upload, writer), self._context.traces.span("receive") as span:
+                    try:
+                        await body.receive(writer, space)
+                    finally:
+                        span.set("size_bytes", body.size_bytes)
+                layout = body.check_complete(writer.staged.blob)
+                reached("upload.complete")
+                with self._context.traces.span("check"):
+                    found = await self._check_and_sync(writer, upload.check_job(writer, layout), upload.bound)
+                if found.problem is not None:
+                    raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
+                is_finite = upload.check_finite(found.not_finite)
+                work = self._commit(upload, writer.staged, Received(writer.staged.blob, layout.manifest, is_finite))
+                # The file belongs to this attempt until it is a blob.
+                return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
+            except (InvalidArgument, DigestMismatch, ModelTooLarge):
+                writer.discard()
+                raise
+
+    async def _commit(self, upload: "_Upload[R]", staged: StagedBlob, received: Received) -> R:
+        await in_thread(self._blobs.commit, staged)
+        return await decide(self._blobs, staged.blob, upload.accept(received))
+
+    def _body(self, upload: "_Upload[R]") -> BodyReceiver:
+        max_bytes = self._context.limits.max_model_bytes
+        gate = HeaderGate(upload.check)
+        return BodyReceiver(upload.incoming, gate, max_bytes, lambda: share_of_buffers(len(self._attempts)))
+
+    def _shown(self, upload: "_Upload[R]", arriving: Arriving) -> AbstractContextManager[None]:
+        """Shows the progress of an update."""
+        incoming = upload.incoming
+        if incoming.training_id is None:
+            return nullcontext()
+        return self.progress.watch(incoming.training_id, incoming.round, incoming.user_id, upload.ref, arriving)
 
     async def _check_and_sync(self, writer: BlobWriter, job: CheckJob, bound: NormBound | None) -> CheckResult:
         """Checks the numbers while the disk is busy."""
@@ -235,22 +290,9 @@ class Uploads:
         return found
 
 
-def _finish(body: BodyReceiver, writer: BlobWriter) -> Layout:
-    layout = body.finish(writer)
-    reached("upload.complete")
-    return layout
-
-
 def _checked(found: R) -> R:
     reached("upload.checked")
     return found
-
-
-def _check_job(
-    writer: BlobWriter, bound: NormBound | None, model: VersionFile | None, block_sizes: Mapping[str, int], beside: str
-) -> CheckJob:
-    origin, prefix = (None, "") if bound is None else (bound.origin, bound.prefix)
-    return CheckJob(writer.staged.file, origin, prefix, model, block_sizes, beside)
 
 
 def _not_finite(tensor: str, incoming: Incoming, model: VersionFile | None) -> UpdateNotFinite:

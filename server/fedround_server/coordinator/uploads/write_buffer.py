@@ -79,16 +79,6 @@ class WriteBuffer:
         elif self._buffered_bytes >= self._max_buffered():
             await asyncio.wait([self._batch])
 
-    def take_rest(self) -> list[Chunk]:
-        """Returns the chunks that are still buffered, for the caller to write after the block.
-
-        None if earlier ones are being written, or could not be.
-        """
-        if self._batch is not None or self._failure is not None:
-            return []
-        rest, self._buffered, self._buffered_bytes = self._buffered, [], 0
-        return rest
-
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure

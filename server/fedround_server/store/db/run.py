@@ -15,11 +15,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 from playhouse import migrations
 
+from fedround_server.batch import Batch
 from fedround_server.counters import Counters
 from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import FedroundError
 from fedround_server.store.db import connection
-from fedround_server.store.db.batching import Batch
 from fedround_server.store.db.group_commit import Call, Transactions, answer
 from fedround_server.store.db.server_lock import ServerLock
 from fedround_server.store.tables.base import database_proxy

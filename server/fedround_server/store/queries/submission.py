@@ -52,12 +52,14 @@ class Admission:
         tensors: Its tensors.
         bound: The bound of its distance; None without a limit.
         model: The round's model, whose NaN and Inf it may have; None if it may have none.
+        is_shared: Whether all updates that name this round must be the same.
     """
 
     round: int
     tensors: ExpectedTensors
     bound: NormBound | None
     model: VersionFile | None
+    is_shared: bool
 
 
 def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
@@ -77,7 +79,8 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
             bound = NormBound(spec.max_update_norm, find_assignment(row, new.user_id) or start, expected.prefix)
         if spec.allow_non_finite_buffers:
             model = start
-    return Admission(row.number, expected, bound, model)
+    is_shared = bound is None and model is None and spec.aggregation.buffering is None
+    return Admission(row.number, expected, bound, model, is_shared)
 
 
 def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | UpdateRow:

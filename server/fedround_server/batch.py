@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
-from fedround_server.domain.errors import FedroundError
-
 Q = TypeVar("Q")
 R = TypeVar("R")
 
@@ -19,7 +17,7 @@ class Batch(Generic[Q, R]):
     No answer is kept for a later question: each is answered by a transaction that begins after it was asked.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Q]], Coroutine[Any, Any, Sequence[R | FedroundError]]]) -> None:
+    def __init__(self, answer: Callable[[Sequence[Q]], Coroutine[Any, Any, Sequence[R | Exception]]]) -> None:
         """Begins without questions.
 
         Args:
@@ -52,7 +50,7 @@ class Batch(Generic[Q, R]):
 
     async def _answer_some(self, some: Sequence[tuple[Q, asyncio.Future[R]]]) -> None:
         try:
-            answers: Sequence[R | FedroundError] = await self._answer([question for question, _ in some])
+            answers: Sequence[R | Exception] = await self._answer([question for question, _ in some])
         except asyncio.CancelledError:
             for _, future in some:
                 future.cancel()
@@ -65,7 +63,7 @@ class Batch(Generic[Q, R]):
         for (_, future), answer in zip(some, answers, strict=True):
             if future.done():
                 continue
-            if isinstance(answer, FedroundError):
+            if isinstance(answer, Exception):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)

@@ -1,0 +1,87 @@
+"""What the updates of rounds must be, so that the database is asked for the first one of a round only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from fedround_server.domain.model import Manifest
+from fedround_server.domain.rounds.kind import ExpectedTensors
+from fedround_server.domain.update import NewUpdate
+from fedround_server.engine.format.compare import check_same
+from fedround_server.store.queries.submission import Admission
+
+K = TypeVar("K")
+V = TypeVar("V")
+MAX_ROUNDS = 64
+"""Of how many rounds the admissions are kept: those that were added last."""
+MAX_USERS = 20_000
+"""How many users are known to see a training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """An admission, and the check of an update's tensors that follows from it."""
+
+    admission: Admission
+    check: Callable[[Manifest], None]
+
+
+class Admissions:
+    """Admissions that hold for all updates of a round.
+
+    What such an update must be never changes: the round's kind, the training's spec and the tensors of its model stay
+    as they are. Whether it is accepted is for the transaction that accepts it. Only users who are known to see the
+    training find an admission, so that nothing tells others that the training exists.
+    """
+
+    def __init__(self) -> None:
+        self._rounds: _Latest[tuple[str, int], Terms] = _Latest(MAX_ROUNDS)
+        self._users: _Latest[tuple[str, str], bool] = _Latest(MAX_USERS)
+
+    def find(self, new: NewUpdate) -> Terms | None:
+        """Returns the terms of an update; None if the database is to be asked."""
+        if (new.training_id, new.user_id) not in self._users.items:
+            return None
+        return self._rounds.items.get((new.training_id, new.round))
+
+    def add(self, new: NewUpdate, admission: Admission) -> Terms:
+        """Returns the terms of an update that was admitted, and keeps them for others."""
+        terms = Terms(admission, _tensor_check(admission.tensors))
+        if admission.is_shared:
+            self._rounds.add((new.training_id, new.round), terms)
+            self._users.add((new.training_id, new.user_id), True)
+        return terms
+
+
+class _Latest(Generic[K, V]):
+    """The items that were added last."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.items: dict[K, V] = {}
+
+    def add(self, key: K, value: V) -> None:
+        self.items.pop(key, None)
+        self.items[key] = value
+        if len(self.items) > self._size:
+            del self.items[next(iter(self.items))]
+
+
+def _tensor_check(expected: ExpectedTensors) -> Callable[[Manifest], None]:
+    # Equal headers have the same manifest, since they are parsed once: most updates of a round pass at once.
+    accepted: Manifest | None = None
+
+    def check(tensors: Manifest) -> None:
+        nonlocal accepted
+        if tensors is accepted:
+            return
+        check_same(
+            tensors,
+            expected.for_ranks_in(tensors),
+            expected.differences,
+            expected.private,
+            notes=expected.notes,
+        )
+        accepted = tensors
+
+    return check
