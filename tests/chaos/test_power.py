@@ -1,8 +1,8 @@
 """The power goes off: what was not forced to disk is lost, and no row may refer to it.
 
 SQLite and PostgreSQL force their own files. For the others each sync is recorded; a file is safe if its content, its
-name in its folder, and the folders that lead to it are. Another one is safe in the journal: in an entry of a segment whose
-content and name are.
+name in its folder, and the folders that lead to it are. A small one is safe, too, if the journal has it, in a segment whose
+content and name are on disk.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from chaos.faults import Storage, failing
 from chaos.history import History
 from chaos.scenario import run
 from fedround_server.blobs import journal, local, read_entries
-from fedround_server.blobs.writer import LocalWriter
 from fedround_server.blobs.segment import Segment
+from fedround_server.blobs.writer import LocalWriter
 from fedround_server.engine.format.writer import TensorWriter
 from fedround_server.host import sync
 
