@@ -1,13 +1,17 @@
 """The base of all tables, and the fields that peewee lacks."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from peewee import BigIntegerField, CharField, DatabaseProxy, Model, TextField
 
 BATCH_ROWS = 500
 """Rows of one INSERT, so that no statement has too many parameters."""
+SHARED_STRUCTURES = 500
+"""How many shared structures are kept; one takes some 10 kB."""
 
 database_proxy = DatabaseProxy()
 
@@ -36,6 +40,33 @@ class JsonField(TextField):
     def python_value(self, value: str | None) -> Any:
         """Decodes."""
         return None if value is None else json.loads(value)
+
+
+class SharedJson(dict[str, Any]):
+    """A structure that was decoded once for all rows that have the same text; it must not be changed.
+
+    Attributes:
+        read: What a function of the mapping has read from it; None if nothing yet.
+    """
+
+    __slots__ = ("read",)
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: Any = None
+
+
+class SharedJsonField(JsonField):
+    """A structure that is read again and again, and rarely written."""
+
+    def python_value(self, value: str | None) -> Any:
+        """Decodes, unless it has decoded the same text before."""
+        return None if value is None else _decode_shared(value)
+
+
+@lru_cache(SHARED_STRUCTURES)
+def _decode_shared(text: str) -> SharedJson:
+    return SharedJson(json.loads(text))
 
 
 class MetricsField(JsonField):

@@ -42,7 +42,7 @@ from fedround_server.domain.training import (
 from fedround_server.domain.uncertainty import Swag, to_uncertainty
 from fedround_server.domain.update import Update
 from fedround_server.domain.user import Role, User
-from fedround_server.store.tables.base import InstantField
+from fedround_server.store.tables.base import InstantField, SharedJson
 from fedround_server.store.tables.policy import from_cohort, from_policy, to_cohort, to_policy
 from fedround_server.store.tables.schema import (
     ArtifactRow,
@@ -188,7 +188,16 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
 
 
 def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> TrainingSpec:
-    """Reads a spec."""
+    """Reads a spec; one that is shared is read once."""
+    if not isinstance(data, SharedJson):
+        return _read_spec(data, client_ids)
+    if data.read is None:
+        data.read = _read_spec(data)
+    spec: TrainingSpec = data.read
+    return replace(spec, client_ids=tuple(client_ids)) if client_ids else spec
+
+
+def _read_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> TrainingSpec:
     selection, transport = data["selection"], to_transport(data)
     return TrainingSpec(
         name=data["name"],

@@ -17,7 +17,7 @@ from peewee import (
 
 # Their tables are among TABLES.
 from fedround_server.store.tables import control_schema, failure_schema, privacy_schema, report_schema, shadow_schema  # noqa: F401
-from fedround_server.store.tables.base import InstantField, JsonField, MetricsField, Row, id_field
+from fedround_server.store.tables.base import InstantField, JsonField, MetricsField, Row, SharedJsonField, id_field
 
 
 class UserRow(Row):
@@ -159,7 +159,7 @@ class TrainingRow(Row):
     training_id = id_field(primary_key=True)
     actor_id = id_field()
     model_id = id_field(index=True)
-    spec = JsonField()
+    spec = SharedJsonField()
     state = CharField(max_length=16, index=True)
     round = IntegerField()
     model_version = IntegerField()
