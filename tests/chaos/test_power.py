@@ -1,8 +1,8 @@
 """The power goes off: what was not forced to disk is lost, and no row may refer to it.
 
 SQLite and PostgreSQL force their own files. For the others each sync is recorded; a file is safe if its content, its
-name in its folder, and the folders that lead to it are. A small one is safe, too, if the journal has it, in a segment whose
-content and name are on disk.
+name in its folder, and the folders that lead to it are. A small one is safe, too, if the journal has it, in a segment
+whose content and name are on disk.
 """
 
 import hashlib
