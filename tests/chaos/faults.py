@@ -20,8 +20,8 @@ from fedround_server.store.db.run import Database
 
 # Of the functions of os: whose first argument is a path, and whose first argument is a file descriptor.
 BY_PATH = ("open", "mkdir", "unlink", "replace", "chmod", "utime")
-BY_DESCRIPTOR = ("write", "fsync", "ftruncate")
-WRITES = ("open", "write", "mkdir", "replace", "fsync", "put")
+BY_DESCRIPTOR = ("write", "pwritev", "fsync", "fdatasync", "ftruncate")
+WRITES = ("open", "write", "pwritev", "mkdir", "replace", "fsync", "fdatasync", "put")
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def _ways(call: str) -> tuple[str, ...]:
         return ("BEFORE", "AFTER")
     if call.isupper():
         return ("BEFORE",)
-    if call in ("write", "put"):
-        return ("EIO", "ENOSPC", "FULL", *(("SHORT",) if call == "write" else ()))
+    if call in ("write", "pwritev", "put"):
+        return ("EIO", "ENOSPC", "FULL", *(("SHORT",) if call != "put" else ()))
     return ("EIO", "ENOSPC") if call in WRITES else ("EIO",)
 
 
@@ -112,8 +112,9 @@ def _counted(storage: Storage, name: str, function: Callable[..., Any]) -> Calla
     def call(place: Any, *args: Any, **kwargs: Any) -> Any:
         way = storage.meet(name) if storage.concerns(place) else None
         if way in ("SHORT", "FULL"):
-            (data,) = args
-            return function(place, data[: max(1, len(data) // 2)])
+            # One piece of several, or half of the bytes.
+            data, *position = args
+            return function(place, data[: max(1, len(data) // 2)], *position)
         if way is not None:
             raise OSError(getattr(errno, way), os.strerror(getattr(errno, way)))
         return function(place, *args, **kwargs)

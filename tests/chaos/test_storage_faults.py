@@ -15,7 +15,8 @@ from chaos.faults import Fault
 from chaos.scenario import survive
 
 ALL = os.environ.get("FEDROUND_CHAOS_FAULTS") == "all"
-NAMES = {"open", "write", "fsync", "replace", "unlink", "put", "BEGIN", "INSERT", "UPDATE", "COMMIT"}
+NAMES = {"open", "write", "pwritev", "fsync", "fdatasync", "replace", "unlink", "put"}
+NAMES |= {"BEGIN", "INSERT", "UPDATE", "COMMIT"}
 
 
 def chosen(faults: list[Fault], database: str) -> list[Fault]:

@@ -1,5 +1,6 @@
 """The implementations of a blob store, each with what the contract has to do to it from outside."""
 
+import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
@@ -8,7 +9,7 @@ from pathlib import Path
 import google_crc32c
 
 from damage import flip
-from fedround_server.blobs import UNREFERENCED_SECONDS, Blobs, FileRef, StagedRef, UploadRef
+from fedround_server.blobs import UNREFERENCED_SECONDS, Blobs, FileRef, SmallFile, StagedRef, UploadRef
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
@@ -86,3 +87,15 @@ def put(blobs: Blobs, data: bytes, ref: UploadRef | StagedRef = ONE) -> BlobRef:
         writer.sync()
         blobs.commit(writer.staged)
         return writer.staged.blob
+
+
+def small(data: bytes) -> SmallFile:
+    """A small file that came in whole."""
+    return SmallFile(BlobRef(hashlib.sha256(data).hexdigest(), len(data)), data)
+
+
+def put_small(blobs: Blobs, data: bytes) -> BlobRef:
+    """Stores a blob like a small upload."""
+    file = small(data)
+    assert blobs.store([file]) == [None]
+    return file.blob

@@ -3,26 +3,35 @@
 import hashlib
 import pickle
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import google_crc32c
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.blobs import PLACES, Place, put
+from contracts.blobs import PLACES, Place, put, put_small
 from fedround_server.blobs import BLOCK_BYTES, BlobDamaged, Blobs, FileRef, StagedBlob, StagedRef, UploadRef
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 
 UPLOAD = UploadRef("user", "upload")
 STAGED = StagedRef("one")
+Add: TypeAlias = Callable[[Blobs, bytes], BlobRef]
 IMPLEMENTATIONS = pytest.mark.parametrize("kind", sorted(PLACES))
 
 
 @pytest.fixture(params=sorted(PLACES))
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return PLACES[request.param](tmp_path)
+
+
+@pytest.fixture(params=[put, put_small])
+def add(request: pytest.FixtureRequest) -> Add:
+    """How a blob comes in."""
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -126,10 +135,10 @@ def test_a_blob_of_another_size_is_damaged(place: Place, change: str, words: str
         place.blobs.examine(blob)
 
 
-def test_the_same_bytes_mend_a_damaged_blob(place: Place) -> None:
-    blob = put(place.blobs, b"hello")
+def test_the_same_bytes_mend_a_damaged_blob(place: Place, add: Add) -> None:
+    blob = add(place.blobs, b"hello")
     place.flip(blob, 2)
-    assert put(place.blobs, b"hello") == blob
+    assert add(place.blobs, b"hello") == blob
     assert read(place.blobs, blob, 0) == [b"hello"]
 
 
@@ -146,10 +155,10 @@ def test_a_range_is_what_lies_between_its_ends(blobs: Blobs, start: int, end: in
     assert blobs.files.range(blob, start, end) == blobs.files.range(UPLOAD, start, end) == b"hello"[start:end]
 
 
-def test_the_same_bytes_are_one_blob(place: Place) -> None:
-    blobs, first = place.blobs, put(place.blobs, b"same")
+def test_the_same_bytes_are_one_blob(place: Place, add: Add) -> None:
+    blobs, first = place.blobs, put(place.blobs, b"same", UPLOAD)
     place.make_old(first)
-    assert put(blobs, b"same", UPLOAD) == first
+    assert add(blobs, b"same") == first
     assert blobs.stored_bytes == 4
     # They count as new: they are not to be collected just now.
     assert blobs.old() == []
@@ -274,22 +283,22 @@ def test_only_old_files_that_nothing_needs_are_collected(place: Place) -> None:
     assert blobs.old() == [needed.sha256]
 
 
-def test_an_old_blob_that_a_row_may_still_refer_to_is_not_collected(place: Place) -> None:
+def test_an_old_blob_that_a_row_may_still_refer_to_is_not_collected(place: Place, add: Add) -> None:
     blobs = place.blobs
-    undecided = put(blobs, b"undecided")
+    undecided = add(blobs, b"undecided")
     place.age(undecided)
     assert blobs.collect([undecided.sha256]) == []
     blobs.keep(undecided)
     # Nor one whose bytes were there before.
-    put(blobs, b"undecided")
+    add(blobs, b"undecided")
     place.age(undecided)
     assert blobs.collect([undecided.sha256]) == []
     blobs.keep(undecided)
     assert blobs.collect([undecided.sha256]) == [9]
 
 
-def test_a_blob_that_no_row_will_refer_to_is_removed(blobs: Blobs) -> None:
-    refused = put(blobs, b"refused")
+def test_a_blob_that_no_row_will_refer_to_is_removed(blobs: Blobs, add: Add) -> None:
+    refused = add(blobs, b"refused")
     blobs.release(refused)
     assert (is_here(blobs, refused), blobs.stored_bytes) == (False, 0)
     # A second call, or one for another blob, does nothing.
@@ -297,10 +306,10 @@ def test_a_blob_that_no_row_will_refer_to_is_removed(blobs: Blobs) -> None:
     assert blobs.stored_bytes == 0
 
 
-def test_a_blob_of_several_commits_stays_for_the_one_that_needs_it(blobs: Blobs) -> None:
-    shared = put(blobs, b"shared")
+def test_a_blob_of_several_commits_stays_for_the_one_that_needs_it(blobs: Blobs, add: Add) -> None:
+    shared = add(blobs, b"shared")
     for _ in range(2):
-        put(blobs, b"shared")
+        add(blobs, b"shared")
     blobs.release(shared)
     assert is_here(blobs, shared)
     blobs.keep(shared)
@@ -308,9 +317,9 @@ def test_a_blob_of_several_commits_stays_for_the_one_that_needs_it(blobs: Blobs)
     assert (is_here(blobs, shared), blobs.stored_bytes) == (True, 6)
 
 
-def test_the_last_commit_that_is_refused_removes_the_blob(blobs: Blobs) -> None:
+def test_the_last_commit_that_is_refused_removes_the_blob(blobs: Blobs, add: Add) -> None:
     for _ in range(3):
-        shared = put(blobs, b"shared")
+        shared = add(blobs, b"shared")
     here = []
     for _ in range(3):
         blobs.release(shared)
@@ -319,20 +328,20 @@ def test_the_last_commit_that_is_refused_removes_the_blob(blobs: Blobs) -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_blob_that_was_stored_before_stays(place: Place, restarted: bool) -> None:
-    needed = put(place.blobs, b"needed")
+def test_a_blob_that_was_stored_before_stays(place: Place, restarted: bool, add: Add) -> None:
+    needed = add(place.blobs, b"needed")
     place.blobs.keep(needed)
     blobs = place.open() if restarted else place.blobs
-    put(blobs, b"needed")
+    add(blobs, b"needed")
     blobs.release(needed)
     assert is_here(blobs, needed)
 
 
-def test_what_is_stored_is_counted(place: Place) -> None:
+def test_what_is_stored_is_counted(place: Place, add: Add) -> None:
     blobs = place.blobs
-    old, same = put(blobs, b"old"), put(blobs, b"same")
+    old, same = add(blobs, b"old"), add(blobs, b"same")
     assert blobs.stored_bytes == 7
-    put(blobs, b"same")
+    add(blobs, b"same")
     assert blobs.stored_bytes == 7
     place.make_old(old)
     blobs.collect([old.sha256, same.sha256, "0" * 64])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from calls import MODEL, model_file, new_id
+from contracts.blobs import put_small
 from contracts.world import SPEC, World
 from fedround_server.blobs import StagedRef
 from fedround_server.blobs.local import LocalBlobs
@@ -26,12 +27,17 @@ MANIFEST = {name: TensorSpec(DTYPES[tensor.dtype.name], tensor.shape) for name, 
 
 @dataclass
 class DataDirectory:
-    """A data directory without its server. Users are known by their ids: those are their tokens, too."""
+    """A data directory without its server. Users are known by their ids: those are their tokens, too.
+
+    Attributes:
+        small: Whether files are stored like small ones, in the journal.
+    """
 
     store: Store
     blobs: LocalBlobs
     world: World
     now: datetime
+    small: bool = False
 
     async def running(self, clients: int, **spec: Any) -> tuple[str, list[str], Training]:
         """An actor, its clients, and their training, which was started at `now`."""
@@ -51,6 +57,8 @@ class DataDirectory:
         return (await submissions.submit_update(new_id(), update, self.now))[1]
 
     def keep(self, data: bytes) -> BlobRef:
+        if self.small:
+            return put_small(self.blobs, data)
         with self.blobs.writer(StagedRef(new_id())) as writer:
             writer.write(data)
             writer.sync()

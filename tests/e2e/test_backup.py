@@ -108,6 +108,15 @@ def test_a_backup_that_was_interrupted_leaves_the_one_before(data_dir: Path, out
     assert not [path for path in blobs(output) if path.name.startswith(".")]
 
 
+def test_files_are_on_disk_before_they_are_linked(
+    data_dir: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (sync(file), synced.append(os.fstat(file).st_ino)))
+    backed_up(data_dir, output, link=True)
+    assert {path.stat().st_ino for path in blobs(output)} <= set(synced)
+
+
 def test_links_share_the_files(data_dir: Path, output: Path, tmp_path: Path) -> None:
     assert backed_up(data_dir, output, link=True).num_copied == 2
     assert {path.stat().st_nlink for path in blobs(output)} == {2}

@@ -60,6 +60,8 @@ class Copier:
             part = target.with_name(f".{target.name}")
             part.unlink(missing_ok=True)
             if self._link:
+                # The journal, which is not in the backup, may have it on disk, and the file itself not yet be.
+                os.fsync(file.fileno())
                 part.hardlink_to(source)
             elif not _write(file.fileno(), part, digest, mode):
                 part.unlink()

@@ -16,6 +16,7 @@ from fedround_server.blobs.digest import BlobDigest
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.protocol import UNREFERENCED_SECONDS, BlobFiles, BlobReader, Blobs, BlobWriter
 from fedround_server.blobs.refs import FileRef, SmallFile, StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs.segment import read_entries
 from fedround_server.blobs.slices import Slice, SliceReader
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "map_damage",
     "map_disk_full",
     "open_blob",
+    "read_entries",
     "verify_block",
 ]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from fedround_server.blobs.disk_full import is_disk_full
 from fedround_server.blobs.refs import SmallFile
 from fedround_server.blobs.segment import Segment, group_bytes, read_entries
 from fedround_server.failpoints import reached
@@ -66,16 +67,13 @@ class Journal:
         if not is_sync_needed():
             yield True
             return
-        appended = self._append(files)
-        if appended is None:
+        segment, end = self._append(files)
+        if segment is None:
             yield False
             return
-        segment, end = appended
         reached("journal.written")
         try:
-            segment.sync(end)
-            reached("journal.synced")
-            yield True
+            yield _is_synced(segment, end)
         finally:
             with self._changed:
                 segment.users -= 1
@@ -143,16 +141,23 @@ class Journal:
         for path in self._folder.iterdir():
             path.unlink()
 
-    def _append(self, files: Sequence[SmallFile]) -> tuple[Segment, int] | None:
-        """Appends a group to a segment, which is then in use; returns both, or None if there is no room."""
+    def _append(self, files: Sequence[SmallFile]) -> tuple[Segment | None, int]:
+        """Appends a group to a segment, which is then in use.
+
+        Returns:
+            The segment, or None if there is no room, and where the group ends in it.
+        """
         with self._changed:
-            segment = self._find_room(group_bytes(files))
-            if segment is None:
-                return None
             try:
+                segment = self._find_room(group_bytes(files))
+                if segment is None:
+                    return None, 0
                 end = segment.append(files)
-            except BaseException:
-                self._retire(segment)
+            except OSError as error:
+                if self._current is not None:
+                    self._retire(self._current)
+                if is_disk_full(error):
+                    return None, 0
                 raise
             segment.users += 1
             self._last_append = time.monotonic()
@@ -223,6 +228,22 @@ class Journal:
     def _is_low(self) -> bool:
         disk = os.statvfs(self._folder)
         return disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES
+
+
+def _is_synced(segment: Segment, end: int) -> bool:
+    """Forces a group that ends at a position to disk; returns False if the disk is full.
+
+    Raises:
+        OSError: It cannot be.
+    """
+    try:
+        segment.sync(end)
+    except OSError as error:
+        if is_disk_full(error):
+            return False
+        raise
+    reached("journal.synced")
+    return True
 
 
 def groups(files: Sequence[SmallFile]) -> Iterator[Sequence[SmallFile]]:

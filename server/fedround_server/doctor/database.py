@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fedround_server.blobs import read_entries
 from fedround_server.config import Settings
 from fedround_server.doctor.data_directory import check_token_file
 from fedround_server.doctor.finding import Finding
@@ -81,26 +83,38 @@ class Database:
     def _check_files(self) -> Finding:
         """Checks that files exist with their size; their bytes are verified when they are used."""
         objects, after, count = self._settings.data_dir / "objects", "", 0
-        end, bad = time.monotonic() + FILES_SECONDS, []
+        end, bad = time.monotonic() + FILES_SECONDS, dict[str, str]()
         while page := page_needed_files(after, BATCH):
             for sha256, size_bytes in page:
                 try:
                     found = (objects / sha256[:2] / sha256).stat().st_size
                 except OSError as error:
-                    bad.append(f"{sha256} ({error.strerror})")
+                    bad[sha256] = f"{sha256} ({error.strerror})"
                 else:
                     if found != size_bytes:
-                        bad.append(f"{sha256} ({found} of {size_bytes} bytes)")
+                        bad[sha256] = f"{sha256} ({found} of {size_bytes} bytes)"
             after, count = page[-1][0], count + len(page)
             if time.monotonic() > end:
                 break
         checked = f"{count} checked by size" + (", not all of them" if page else "")
-        if not bad:
-            return Finding("files", "ok", checked)
-        more = f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
-        return Finding(
-            "files", "fail", f"{checked}, damaged or missing: {', '.join(bad[:MAX_NAMED])}{more}: restore a backup"
-        )
+        in_journal = bad.keys() & self._journaled() if bad else set()
+        lost = [text for sha256, text in bad.items() if sha256 not in in_journal]
+        if lost:
+            more = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
+            problem = f"{checked}, damaged or missing: {', '.join(lost[:MAX_NAMED])}{more}: restore a backup"
+            return Finding("files", "fail", problem)
+        if in_journal:
+            return Finding("files", "note", f"{checked}; the next start makes {len(in_journal)} anew from the journal")
+        return Finding("files", "ok", checked)
+
+    def _journaled(self) -> set[str]:
+        """Returns the digests of the files that the next start makes anew if they are missing or damaged."""
+        found: set[str] = set()
+        for path in (self._settings.data_dir / "journal").glob("*"):
+            # A running server may have removed it.
+            with suppress(OSError):
+                found.update(file.blob.sha256 for file in read_entries(path))
+        return found
 
     def _check_admins(self) -> Finding:
         path = self._settings.data_dir / "admin.token"
