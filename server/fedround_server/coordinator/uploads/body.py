@@ -1,6 +1,6 @@
 """Receives the bytes of a file, and checks what can be checked while they arrive."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 
 from fedround_server.blobs import BlobWriter
@@ -9,9 +9,13 @@ from fedround_server.coordinator.uploads.space import SpaceReservation
 from fedround_server.coordinator.uploads.write_buffer import WriteBuffer, write_chunks
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import DigestMismatch, FieldInvalid, ModelFormat, ModelTooLarge, UploadIncomplete
+from fedround_server.domain.model import Manifest
+from fedround_server.engine.format.finite import NumberCheck
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import Layout
-from fedround_server.engine.small_files import SMALL
+
+SMALL = 1 << 20
+"""Size of a small file in bytes, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,20 @@ class Incoming:
 
 
 class BodyReceiver:
-    """Receives one file."""
+    """Receives one file.
 
-    def __init__(self, incoming: Incoming, gate: HeaderGate, max_bytes: int, max_buffered: Callable[[], int]) -> None:
+    Attributes:
+        numbers: Checks the numbers of what is written.
+    """
+
+    def __init__(
+        self,
+        incoming: Incoming,
+        gate: HeaderGate,
+        max_bytes: int,
+        max_buffered: Callable[[], int],
+        scaled: Callable[[Manifest], Collection[str]],
+    ) -> None:
         """Checks the declared size.
 
         Args:
@@ -50,6 +65,7 @@ class BodyReceiver:
             gate: Checks its header.
             max_bytes: The largest size that is accepted.
             max_buffered: As in `WriteBuffer`.
+            scaled: As in `NumberCheck`.
 
         Raises:
             ModelTooLarge: It is over the limit.
@@ -58,6 +74,7 @@ class BodyReceiver:
         self._gate = gate
         self._max_bytes = max_bytes
         self._max_buffered = max_buffered
+        self.numbers = NumberCheck(lambda: gate.layout, scaled)
         # The end of a small file, which `finish` writes: not worth waking a thread for it alone.
         self._rest: list[Chunk] = []
         self.size_bytes = 0
@@ -82,8 +99,8 @@ class BodyReceiver:
         """
         incoming, gate = self._incoming, self._gate
         if incoming.offset:
-            await in_thread(writer.replay, gate.feed)
-        async with WriteBuffer(writer, self._max_buffered) as buffer:
+            await in_thread(writer.replay, self._see_again)
+        async with WriteBuffer(writer, self._max_buffered, self.numbers.feed) as buffer:
             async for chunk in incoming.chunks:
                 if gate.takes_long(chunk.data):
                     await in_thread(gate.feed, chunk.data)
@@ -103,8 +120,13 @@ class BodyReceiver:
         Raises:
             FedroundError: The file is rejected, as described for `Uploads.receive`.
         """
-        write_chunks(writer, self._rest)
+        write_chunks(writer, self._rest, self.numbers.feed)
         return self._check_complete(writer)
+
+    def _see_again(self, data: bytes) -> None:
+        """Checks what an earlier attempt left."""
+        self._gate.feed(data)
+        self.numbers.feed(data)
 
     def _check_size(self, size: int) -> None:
         declared, layout = self._incoming.size_bytes, self._gate.layout

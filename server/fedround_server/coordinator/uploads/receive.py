@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -32,7 +32,6 @@ from fedround_server.domain.update import NormBound
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import Layout
 from fedround_server.engine.jobs import CheckJob, CheckResult
-from fedround_server.engine.small_files import find_not_finite
 from fedround_server.failpoints import reached
 
 __all__ = ["Incoming", "Received", "Uploads"]
@@ -137,7 +136,13 @@ class Uploads:
             FedroundError: `check` or `accept` raised it.
         """
         max_bytes = self._context.limits.max_model_bytes
-        body = BodyReceiver(incoming, HeaderGate(check), max_bytes, lambda: share_of_buffers(len(self._attempts)))
+        body = BodyReceiver(
+            incoming,
+            HeaderGate(check),
+            max_bytes,
+            lambda: share_of_buffers(len(self._attempts)),
+            _unscaled if expected is None else expected.scaled,
+        )
         user_id, upload_id, offset = incoming.user_id, incoming.upload_id, incoming.offset
         ref = StagedRef(self._context.new_id()) if upload_id is None else UploadRef(user_id, upload_id)
         async with self._attempts.begin(user_id, ref):
@@ -175,7 +180,7 @@ class Uploads:
                         beside = "" if expected is None else expected.beside
                         job = _check_job(writer, bound, model, scaled, beside)
                         with self._context.traces.span("check"):
-                            found = await self._check_and_sync(writer, job, bound)
+                            found = await self._check_and_sync(writer, body.numbers.found, job, bound)
                         if found.problem is not None:
                             raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
                         received = Received(writer.staged.blob, layout.manifest, is_acceptable(found.not_finite))
@@ -204,8 +209,7 @@ class Uploads:
         def store() -> Received:
             layout = _finish(body, writer)
             staged = writer.staged
-            data = self._blobs.files.range(staged.file, 0, staged.blob.size_bytes)
-            is_finite = is_acceptable(_checked(find_not_finite(layout, data)))
+            is_finite = is_acceptable(_checked(body.numbers.found).not_finite)
             _sync(writer)
             self._blobs.commit(staged)
             return Received(staged.blob, layout.manifest, is_finite)
@@ -214,11 +218,15 @@ class Uploads:
             received = await in_thread(store)
         return await decide(self._blobs, received.blob, accept(received))
 
-    async def _check_and_sync(self, writer: BlobWriter, job: CheckJob, bound: NormBound | None) -> CheckResult:
-        """Checks the numbers while the disk is busy."""
+    async def _check_and_sync(
+        self, writer: BlobWriter, found: CheckResult, job: CheckJob, bound: NormBound | None
+    ) -> CheckResult:
+        """Syncs a file, and has the worker compare it with models meanwhile if its own bytes do not decide."""
         syncing = asyncio.create_task(in_thread(_sync, writer))
         try:
-            found = _checked(await self._check_numbers(job, bound))
+            if not _is_decided(found, job):
+                found = await self._check_numbers(job, bound)
+            _checked(found)
         finally:
             await syncing
         return found
@@ -244,6 +252,17 @@ def _finish(body: BodyReceiver, writer: BlobWriter) -> Layout:
 def _checked(found: R) -> R:
     reached("upload.checked")
     return found
+
+
+def _unscaled(_: Manifest) -> Collection[str]:
+    return ()
+
+
+def _is_decided(found: CheckResult, job: CheckJob) -> bool:
+    """Returns whether a file is acceptable or not whatever the models of a job are, by what its own bytes show."""
+    if found.problem is not None:
+        return True
+    return job.origin is None if found.not_finite is None else job.model is None
 
 
 def _check_job(
