@@ -24,6 +24,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fedround_client.payload import CHUNK
+from fedround_server.engine.format.finite import NumberCheck
+from fedround_server.engine.format.gate import HeaderGate
 from measure import MIB, cpu_seconds, keep
 
 RECEIVER = """
@@ -38,17 +40,6 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
                 sys.exit()
             left -= received
         connection.sendall(b"!")
-"""
-CHECKER = """
-import sys, time
-from pathlib import Path
-from fedround_server.engine.check import check_numbers
-from fedround_server.engine.worker import prepare
-prepare()
-for line in sys.stdin:
-    begin, cpu = time.perf_counter(), time.process_time()
-    check_numbers(Path(sys.argv[1]))
-    print(time.perf_counter() - begin, time.process_time() - cpu, flush=True)
 """
 
 
@@ -89,9 +80,6 @@ class Limits:
         command = [sys.executable, "-S", "-c", RECEIVER, str(listener.getsockname()[1]), str(len(self._data))]
         self._receiver = self._stack.enter_context(subprocess.Popen(command))
         self._connection = self._stack.enter_context(listener.accept()[0])
-        command = [sys.executable, "-c", CHECKER, str(self.path)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._checker = self._stack.enter_context(subprocess.Popen(command, text=True, **pipes))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +93,7 @@ class Limits:
             "disk: write + fsync": self._timed(self._write),
             "SHA-256": self._timed(self._hash),
             "CRC-32C": self._timed(self._checksum),
-            "NaN and Inf": self._check_numbers(),
+            "NaN and Inf": self._timed(self._check_numbers),
         }
         if not self._times:
             self._times = {name: Times() for name in parts}
@@ -151,13 +139,12 @@ class Limits:
         for chunk in self._chunks:
             google_crc32c.value(chunk)
 
-    def _check_numbers(self) -> tuple[float, float]:
-        assert self._checker.stdin
-        assert self._checker.stdout
-        self._checker.stdin.write("again\n")
-        self._checker.stdin.flush()
-        seconds, cpu = self._checker.stdout.readline().split()
-        return float(seconds), float(cpu)
+    def _check_numbers(self) -> None:
+        gate = HeaderGate()
+        numbers = NumberCheck(lambda: gate.layout)
+        for chunk in self._chunks:
+            gate.feed(chunk)
+            numbers.feed(chunk)
 
 
 def main() -> None:

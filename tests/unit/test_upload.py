@@ -15,11 +15,19 @@ from contracts.blobs import chunk_of
 from fedround_server.blobs.files import LocalFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.uploads import body
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.coordinator.uploads.space import MIN_COUNTED_BYTES
 from fedround_server.domain.chunk import Chunk
-from fedround_server.domain.errors import FedroundError, StoreUnavailable, TokenInvalid, UpdateExists, UploadIncomplete
+from fedround_server.domain.errors import (
+    FedroundError,
+    StoreUnavailable,
+    TokenInvalid,
+    UpdateExists,
+    UpdateNotFinite,
+    UploadIncomplete,
+)
+from fedround_server.domain.model import BlobRef
+from fedround_server.domain.update import NormBound
 from fedround_server.engine.format import gate
 from fedround_server.engine.format.gate import LARGE
 from fedround_server.engine.format.manifest import Layout, parse_header
@@ -47,7 +55,7 @@ class SlowEngine:
         return CheckResult()
 
 
-def uploads(folder: Path, engine: SlowEngine) -> Uploads:
+def uploads(folder: Path, engine: "SlowEngine | Worker") -> Uploads:
     blobs = LocalBlobs(folder)
     engine.files = blobs.files
     parts = {"store": None, "background": None, "blobs": blobs, "engine": engine, "hub": Hub()}
@@ -67,15 +75,15 @@ async def sent(note: Callable[[], None] = lambda: None) -> AsyncIterator[Chunk]:
     yield chunk_of(FILE)
 
 
-async def test_the_next_try_waits_until_the_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "SMALL", 0)  # the worker checks the file
+async def test_the_next_try_waits_until_the_file_is_not_read(tmp_path: Path) -> None:
     log: list[str] = []
     engine = SlowEngine(log)
     receiver = uploads(tmp_path, engine)
-    first = asyncio.create_task(receiver.receive(incoming(sent()), None, accept))
+    bound = NormBound(1.0, BlobRef(DIGEST, len(FILE)), "")  # the worker measures the distance
+    first = asyncio.create_task(receiver.receive(incoming(sent()), None, accept, bound))
     await engine.begun.wait()
     first.cancel()
-    second = asyncio.create_task(receiver.receive(incoming(sent(lambda: log.append("next try"))), None, accept))
+    second = asyncio.create_task(receiver.receive(incoming(sent(lambda: log.append("next try"))), None, accept, bound))
     # It would have begun long ago; and a second cancellation changes nothing.
     for _ in range(10):
         await asyncio.sleep(0)
@@ -224,3 +232,57 @@ async def test_a_file_stays_if_a_row_refers_to_it_or_may(
     assert counted == [MIN_COUNTED_BYTES]
     assert not receiver.space._bytes
     assert len(list((tmp_path / "objects").glob("*/*"))) == stays
+
+
+class Worker:
+    """An engine that says what the test expects it to be asked for, and nothing if it must not be."""
+
+    def __init__(self, *found: CheckResult) -> None:
+        self._found = list(found)
+        self.files: LocalFiles | None = None
+
+    async def check(self, _: CheckJob) -> CheckResult:
+        return self._found.pop()
+
+
+BAD_FILE = write({"v": np.ones(1000, np.float32), "w": np.full(1000, np.inf, np.float32), "x": np.ones(9)})
+
+
+def large(file: bytes, offset: int = 0, end: int | None = None, training_id: str | None = None) -> Incoming:
+    """A file whose size is not declared, as if it were a large one, in chunks of odd sizes."""
+
+    async def chunks() -> AsyncIterator[Chunk]:
+        for start in range(offset, end or len(file), 999):
+            yield chunk_of(file[start : min(start + 999, end or len(file))])
+
+    return Incoming("user", chunks(), None, None, "upload", offset, training_id)
+
+
+async def test_the_worker_is_not_asked_whether_numbers_are_finite(tmp_path: Path) -> None:
+    receiver = uploads(tmp_path, Worker())
+    assert (await receiver.receive(large(FILE), None, accept)).is_finite
+    with pytest.raises(UpdateNotFinite, match="tensor 'w' contains NaN or Inf: nothing of the file was taken"):
+        await receiver.receive(large(BAD_FILE), None, accept)
+    with pytest.raises(UpdateNotFinite, match="tensor 'w'"):
+        await receiver.receive(large(BAD_FILE), None, accept, NormBound(1.0, BlobRef(DIGEST, len(FILE)), ""))
+    assert receiver.committed_size("user", "upload") == 0
+    assert not (await receiver.receive(large(BAD_FILE), None, accept, allow_non_finite=True)).is_finite
+
+
+@pytest.mark.parametrize("offset", [100, 6000, len(BAD_FILE) - 73, len(BAD_FILE)])
+async def test_what_an_earlier_attempt_left_is_checked(tmp_path: Path, offset: int) -> None:
+    receiver = uploads(tmp_path, Worker())
+    with pytest.raises(UploadIncomplete):
+        await receiver.receive(large(BAD_FILE, end=min(offset, len(BAD_FILE) - 1)), None, accept)
+    offset = receiver.committed_size("user", "upload")
+    with pytest.raises(UpdateNotFinite, match="tensor 'w'"):
+        await receiver.receive(large(BAD_FILE, offset), None, accept)
+
+
+async def test_the_worker_compares_what_is_not_finite_with_a_model_that_may_have_the_same(tmp_path: Path) -> None:
+    model = BlobRef(DIGEST, len(FILE))
+    receiver = uploads(tmp_path, Worker(CheckResult(not_finite="v"), CheckResult()))
+    assert (await receiver.receive(large(FILE, training_id="t"), None, accept, model=model)).is_finite
+    assert (await receiver.receive(large(BAD_FILE, training_id="t"), None, accept, model=model)).is_finite
+    with pytest.raises(UpdateNotFinite, match="tensor 'v' contains NaN or Inf where the model has none"):
+        await receiver.receive(large(BAD_FILE, training_id="t"), None, accept, model=model)

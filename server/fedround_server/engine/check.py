@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedround_server.domain.transport import INT8_LIMIT, SCALES
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite, widen
+from fedround_server.engine.format.finite import NEGATIVE_SCALE, OUT_OF_RANGE
 from fedround_server.engine.format.prefixed import divided
 from fedround_server.engine.format.runs import runs, singly
 from fedround_server.engine.format.scaled import differences, without_scaled
@@ -96,11 +97,11 @@ def _check_scaled(file: TensorFile, name: str, block_size: int, *, measured: boo
         if not is_finite(block):
             return CheckResult(not_finite=scales)
         if block.min() < 0:
-            return CheckResult(problem=f"tensor {scales!r} has a negative scale; scales are >= 0")
+            return CheckResult(problem=NEGATIVE_SCALE.format(scales))
     norm = 0.0
     for start, length in blocks(file.layout.manifest[name].num_numbers):
         if file.block(name, start, length).min() < -INT8_LIMIT:
-            return CheckResult(problem=f"tensor {name!r} has the value -128; int8 differences are -127 to 127")
+            return CheckResult(problem=OUT_OF_RANGE.format(name))
         if measured:
             block = differences(file, name, start, length, block_size)
             norm = hypot(norm, float(torch.linalg.vector_norm(block)))

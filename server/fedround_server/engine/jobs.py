@@ -34,7 +34,7 @@ class PredictionFault(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CheckJob:
-    """A file whose numbers are to be checked.
+    """A file whose numbers are to be compared with those of models.
 
     Attributes:
         file: The file, whose header has been accepted.

@@ -1,6 +1,6 @@
 """Receives the bytes of a file, and checks what can be checked while they arrive."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 
 from fedround_server.blobs import BlobWriter
@@ -10,9 +10,12 @@ from fedround_server.coordinator.uploads.write_buffer import WriteBuffer
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import DigestMismatch, FieldInvalid, ModelFormat, ModelTooLarge, UploadIncomplete
 from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.engine.format.finite import NumberCheck
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import Layout
-from fedround_server.engine.small_files import SMALL
+
+SMALL = 1 << 20
+"""Size of a small file in bytes, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,20 @@ class Incoming:
 
 
 class BodyReceiver:
-    """Receives one file."""
+    """Receives one file.
 
-    def __init__(self, incoming: Incoming, gate: HeaderGate, max_bytes: int, max_buffered: Callable[[], int]) -> None:
+    Attributes:
+        numbers: Checks the numbers of what is written.
+    """
+
+    def __init__(
+        self,
+        incoming: Incoming,
+        gate: HeaderGate,
+        max_bytes: int,
+        max_buffered: Callable[[], int],
+        scaled: Callable[[Manifest], Collection[str]],
+    ) -> None:
         """Checks the declared size.
 
         Args:
@@ -56,6 +70,7 @@ class BodyReceiver:
             gate: Checks its header.
             max_bytes: The largest size that is accepted.
             max_buffered: As in `WriteBuffer`.
+            scaled: As in `NumberCheck`.
 
         Raises:
             ModelTooLarge: It is over the limit.
@@ -64,6 +79,7 @@ class BodyReceiver:
         self._gate = gate
         self._max_bytes = max_bytes
         self._max_buffered = max_buffered
+        self.numbers = NumberCheck(lambda: gate.layout, scaled)
         self.size_bytes = 0
         """How much of the file has arrived, with what an earlier attempt left."""
         self._check_limit(incoming.size_bytes)
@@ -81,8 +97,8 @@ class BodyReceiver:
         """
         incoming, gate = self._incoming, self._gate
         if incoming.offset:
-            await in_thread(writer.replay, gate.feed)
-        async with WriteBuffer(writer, self._max_buffered) as buffer:
+            await in_thread(writer.replay, self._see_again)
+        async with WriteBuffer(writer, self._max_buffered, self.numbers.feed) as buffer:
             async for chunk in incoming.chunks:
                 await self.check(chunk, buffer.size_bytes + len(chunk.data))
                 if gate.layout is not None and incoming.size_bytes is None:
@@ -102,6 +118,11 @@ class BodyReceiver:
         else:
             gate.feed(chunk.data)
         self._check_size(size)
+
+    def _see_again(self, data: bytes) -> None:
+        """Checks what an earlier attempt left."""
+        self._gate.feed(data)
+        self.numbers.feed(data)
 
     def _check_size(self, size: int) -> None:
         declared, layout = self._incoming.size_bytes, self._gate.layout

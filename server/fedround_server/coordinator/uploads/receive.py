@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -17,7 +17,7 @@ from fedround_server.coordinator.uploads.body import BodyReceiver, Incoming
 from fedround_server.coordinator.uploads.progress import Arriving, UpdateProgress
 from fedround_server.coordinator.uploads.small_files import Arrived, SmallFiles
 from fedround_server.coordinator.uploads.space import Space, SpaceReservation
-from fedround_server.coordinator.uploads.write_buffer import share_of_buffers, write_chunks
+from fedround_server.coordinator.uploads.write_buffer import share_of_buffers
 from fedround_server.domain.errors import (
     DigestMismatch,
     InvalidArgument,
@@ -78,19 +78,20 @@ class _Upload(Generic[R]):
     def is_small(self) -> bool:
         """Whether it is kept in memory until it is whole: an update that the server's own process can check."""
         needs_worker = self.bound is not None or self.model is not None
-        if needs_worker or self.expected is None or self.expected.block_sizes:
-            return False
-        return self.incoming.is_small and not self.incoming.offset
+        return self.expected is not None and not needs_worker and self.incoming.is_small and not self.incoming.offset
 
-    def check_finite(self, not_finite: str | None) -> bool:
-        """Returns whether all numbers are finite, by the name of a tensor in which one is not, if there is one.
+    def check_numbers(self, found: CheckResult) -> bool:
+        """Returns whether all numbers are finite, by what was found in them.
 
         Raises:
-            UpdateNotFinite: That is not allowed.
+            UpdateMismatch: It has int8 differences or scales that are out of range.
+            UpdateNotFinite: A number is not finite, and that is not allowed.
         """
-        if not_finite is not None and not self.allow_non_finite:
-            raise _not_finite(not_finite, self.incoming, self.model)
-        return not_finite is None
+        if found.problem is not None:
+            raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
+        if found.not_finite is not None and not self.allow_non_finite:
+            raise _not_finite(found.not_finite, self.incoming, self.model)
+        return found.not_finite is None
 
     def check_job(self, writer: BlobWriter, layout: Layout) -> CheckJob:
         """Returns what the worker checks."""
@@ -207,7 +208,8 @@ class Uploads:
         except asyncio.CancelledError:
             if isinstance(upload.ref, UploadRef):
                 with self._blobs.writer(upload.ref) as writer:
-                    write_chunks(writer, arrival.chunks)
+                    for data, crc32c in arrival.chunks:
+                        writer.write(data, crc32c)
             raise
 
     async def _accept_small(self, upload: "_Upload[R]", arrival: Arrival) -> R:
@@ -221,7 +223,7 @@ class Uploads:
             size += len(chunk.data)
             await body.check(chunk, size)
         with self._context.traces.span("check"):
-            blob = await self._small.store(Arrived(chunks, body.check_complete, upload.check_finite))
+            blob = await self._small.store(Arrived(chunks, body, upload.check_numbers))
         return await decide(self._blobs, blob, upload.accept(Received(blob, body.manifest, is_finite=True)))
 
     async def _receive_file(self, upload: "_Upload[R]", space: SpaceReservation) -> R:
@@ -242,10 +244,9 @@ class Uploads:
                 layout = body.check_complete(writer.staged.blob)
                 reached("upload.complete")
                 with self._context.traces.span("check"):
-                    found = await self._check_and_sync(writer, upload.check_job(writer, layout), upload.bound)
-                if found.problem is not None:
-                    raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
-                is_finite = upload.check_finite(found.not_finite)
+                    job = upload.check_job(writer, layout)
+                    found = await self._check_and_sync(writer, body.numbers.found, job, upload.bound)
+                is_finite = upload.check_numbers(found)
                 work = self._commit(upload, writer.staged, Received(writer.staged.blob, layout.manifest, is_finite))
                 # The file belongs to this attempt until it is a blob.
                 return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
@@ -259,8 +260,9 @@ class Uploads:
 
     def _body(self, upload: "_Upload[R]") -> BodyReceiver:
         max_bytes = self._context.limits.max_model_bytes
+        scaled = _unscaled if upload.expected is None else upload.expected.scaled
         gate = HeaderGate(upload.check)
-        return BodyReceiver(upload.incoming, gate, max_bytes, lambda: share_of_buffers(len(self._attempts)))
+        return BodyReceiver(upload.incoming, gate, max_bytes, lambda: share_of_buffers(len(self._attempts)), scaled)
 
     def _shown(self, upload: "_Upload[R]", arriving: Arriving) -> AbstractContextManager[None]:
         """Shows the progress of an update."""
@@ -269,11 +271,15 @@ class Uploads:
             return nullcontext()
         return self.progress.watch(incoming.training_id, incoming.round, incoming.user_id, upload.ref, arriving)
 
-    async def _check_and_sync(self, writer: BlobWriter, job: CheckJob, bound: NormBound | None) -> CheckResult:
-        """Checks the numbers while the disk is busy."""
+    async def _check_and_sync(
+        self, writer: BlobWriter, found: CheckResult, job: CheckJob, bound: NormBound | None
+    ) -> CheckResult:
+        """Syncs a file, and has the worker compare it with models meanwhile if its own bytes do not decide."""
         syncing = asyncio.create_task(in_thread(_sync, writer))
         try:
-            found = _checked(await self._check_numbers(job, bound))
+            if not _is_decided(found, job):
+                found = await self._check_numbers(job, bound)
+            reached("upload.checked")
         finally:
             await syncing
         return found
@@ -290,9 +296,15 @@ class Uploads:
         return found
 
 
-def _checked(found: R) -> R:
-    reached("upload.checked")
-    return found
+def _unscaled(_: Manifest) -> Collection[str]:
+    return ()
+
+
+def _is_decided(found: CheckResult, job: CheckJob) -> bool:
+    """Returns whether a file is acceptable or not whatever the models of a job are, by what its own bytes show."""
+    if found.problem is not None:
+        return True
+    return job.origin is None if found.not_finite is None else job.model is None
 
 
 def _not_finite(tensor: str, incoming: Incoming, model: VersionFile | None) -> UpdateNotFinite:

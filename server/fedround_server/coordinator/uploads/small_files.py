@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from fedround_server.batch import Batch
 from fedround_server.blobs import BlobDigest, Blobs, SmallFile
 from fedround_server.coordinator.tasks import in_thread
+from fedround_server.coordinator.uploads.body import BodyReceiver
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
-from fedround_server.engine.format.manifest import Layout
-from fedround_server.engine.small_files import find_not_finite
+from fedround_server.engine.jobs import CheckResult
 from fedround_server.failpoints import reached
 
 
@@ -19,13 +19,13 @@ class Arrived:
 
     Attributes:
         chunks: Its bytes.
-        check_complete: Checks its size and digest; returns what its header says.
-        check_finite: Called with the name of a tensor that has NaN or Inf, or None; may raise an error.
+        body: Has seen its header.
+        check_numbers: Raises an error about numbers in which something was found.
     """
 
     chunks: Sequence[Chunk]
-    check_complete: Callable[[BlobRef], Layout]
-    check_finite: Callable[[str | None], object]
+    body: BodyReceiver
+    check_numbers: Callable[[CheckResult], object]
 
 
 class SmallFiles:
@@ -56,17 +56,16 @@ class SmallFiles:
 
 
 def _check(file: Arrived) -> SmallFile | Exception:
+    digest, numbers = BlobDigest(), file.body.numbers
     try:
-        digest = BlobDigest()
         for data, crc32c in file.chunks:
             digest.update(data, crc32c)
-        blob = digest.blob
-        layout = file.check_complete(blob)
+        file.body.check_complete(digest.blob)
         reached("upload.complete")
-        data = file.chunks[0].data if len(file.chunks) == 1 else b"".join(chunk.data for chunk in file.chunks)
-        not_finite = find_not_finite(layout, data)
+        for data, _ in file.chunks:
+            numbers.feed(data)
         reached("upload.checked")
-        file.check_finite(not_finite)
-        return SmallFile(blob, data)
+        file.check_numbers(numbers.found)
     except Exception as error:
         return error
+    return SmallFile(digest.blob, b"".join(chunk.data for chunk in file.chunks))

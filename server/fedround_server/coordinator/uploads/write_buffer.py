@@ -31,15 +31,22 @@ class WriteBuffer:
     Its block ends when everything is written, or cannot be.
     """
 
-    def __init__(self, writer: BlobWriter, max_buffered: Callable[[], int] = lambda: MAX_BUFFERED) -> None:
+    def __init__(
+        self,
+        writer: BlobWriter,
+        max_buffered: Callable[[], int] = lambda: MAX_BUFFERED,
+        see: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
         """Continues after what the writer has. Nothing else may write to it during the block.
 
         Args:
             writer: Writes the file.
             max_buffered: Returns how many bytes may be buffered now.
+            see: Called in the thread with what is written.
         """
         self._writer = writer
         self._max_buffered = max_buffered
+        self._see = see
         self._loop = asyncio.get_running_loop()
         self._buffered: list[Chunk] = []
         self._buffered_bytes = 0
@@ -96,7 +103,7 @@ class WriteBuffer:
         if self._batch is not None or not self._buffered:
             return
         chunks, self._buffered, self._buffered_bytes = self._buffered, [], 0
-        self._batch = self._loop.run_in_executor(None, write_chunks, self._writer, chunks)
+        self._batch = self._loop.run_in_executor(None, write_chunks, self._writer, chunks, self._see)
         self._batch.add_done_callback(self._on_written)
 
     def _on_written(self, batch: asyncio.Future[None]) -> None:
@@ -109,8 +116,8 @@ class WriteBuffer:
             self._flush_or_wait()
 
 
-def write_chunks(writer: BlobWriter, chunks: Sequence[Chunk]) -> None:
-    """Hashes and writes chunks.
+def write_chunks(writer: BlobWriter, chunks: Sequence[Chunk], see: Callable[[bytes], None]) -> None:
+    """Hashes and writes chunks, and passes each to `see`.
 
     Raises:
         DiskFull: There is no room for them.
@@ -118,4 +125,5 @@ def write_chunks(writer: BlobWriter, chunks: Sequence[Chunk]) -> None:
     """
     for chunk in chunks:
         writer.write(chunk.data, chunk.crc32c)
+        see(chunk.data)
         reached("upload.chunk_written")
