@@ -94,7 +94,7 @@ class _CheckedCall:
             await _abort(self._context, to_status(error))
         error_id = str(uuid.uuid4())
         structlog.contextvars.bind_contextvars(reason="INTERNAL")
-        log.error("unexpected error", method=self._method, error_id=error_id, exc_info=error)
+        log.exception("unexpected error", method=self._method, error_id=error_id)
         await _abort(self._context, _internal(error_id))
 
 
