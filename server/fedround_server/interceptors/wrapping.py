@@ -88,7 +88,7 @@ class ContextInterceptor(WrappingInterceptor):
         return behaviour
 
 
-class Chain(WrappingInterceptor):
+class CombinedInterceptor(WrappingInterceptor):
     """Several interceptors as one, the outermost first: gRPC awaits a coroutine for each that it is given, per call."""
 
     def __init__(self, interceptors: Iterable[WrappingInterceptor]) -> None:
