@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from fedround_server.interceptors.log import LogInterceptor
 from fedround_server.interceptors.open_methods import OpenMethodInterceptor
 from fedround_server.interceptors.rate_limits import RateInterceptor, UnauthenticatedRateInterceptor
 from fedround_server.interceptors.traces import TraceInterceptor
+from fedround_server.interceptors.wrapping import CombinedInterceptor, WrappingInterceptor
 from fedround_server.methods import Limit
 from fedround_server.services.audit_service import AuditService
 from fedround_server.services.compression import Compressor
@@ -131,8 +132,7 @@ class GrpcServer:
         def limit(which: Limit, *limits: Any) -> LimitInterceptor:
             return LimitInterceptor(which, *limits, in_progress=counters.in_progress[which.value])
 
-        interceptors = (
-            HeadersInterceptor(is_known, self._connections),
+        combined: Iterable[WrappingInterceptor] = (
             LogInterceptor(counters),
             ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.record),
             OpenMethodInterceptor(settings.max_calls_per_second_per_user, self._connections),
@@ -147,6 +147,7 @@ class GrpcServer:
             DecodingInterceptor(traces),
             ChunkCodecInterceptor(SERVICES, counters),
         )
+        interceptors = (HeadersInterceptor(is_known, self._connections), CombinedInterceptor(combined))
         options = (
             *OPTIONS,
             ("grpc.max_concurrent_streams", settings.max_streams_per_connection),

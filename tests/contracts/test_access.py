@@ -12,10 +12,17 @@ from contracts.coordination import ManualClock
 from fedround_server.coordinator import Context
 from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.user import Users
-from fedround_server.domain.errors import FieldInvalid, TokenExpired, TokenInvalid, TokenMissing
+from fedround_server.domain.errors import (
+    CertificateAmbiguous,
+    FieldInvalid,
+    StoreUnavailable,
+    TokenExpired,
+    TokenInvalid,
+    TokenMissing,
+)
 from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.limits import Limits
-from fedround_server.domain.token import hash_token
+from fedround_server.domain.token import Token, hash_token
 from fedround_server.domain.user import Role, User
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
@@ -151,6 +158,108 @@ async def test_a_call_that_starts_while_its_token_is_revoked(store: Store, clock
     with pytest.raises(TokenInvalid):
         async with access.admit(token):
             pass
+
+
+async def admitted(access: Access, credentials: Credentials) -> User:
+    async with access.admit(credentials) as user:
+        return user
+
+
+async def test_a_known_caller_is_not_read_again(access: Access, users: Users) -> None:
+    _, token = await created(users, "one")
+    assert await admitted(access, token) is await admitted(access, token)
+
+
+@pytest.mark.parametrize("change", [ROTATE, REMOVE, revoke_all])
+async def test_a_known_token_ends_at_once(users: Users, access: Access, change: Change) -> None:
+    user, token = await created(users, "one")
+    await admitted(access, token)
+    await change(users, user)
+    with pytest.raises(TokenInvalid):
+        await admitted(access, token)
+
+
+@pytest.mark.parametrize("change", [RENAME, REMOVE])
+async def test_a_known_certificate_ends_at_once(users: Users, access: Access, change: Change) -> None:
+    user, _ = await created(users, "one")
+    certificate = Credentials(None, ("one",))
+    await admitted(access, certificate)
+    await change(users, user)
+    with pytest.raises(TokenMissing):
+        await admitted(access, certificate)
+
+
+async def test_a_known_token_expires(users: Users, access: Access, clock: ManualClock) -> None:
+    _, token = await created(users, "one", lifetime=HOUR)
+    await admitted(access, token)
+    clock.advance(HOUR)
+    with pytest.raises(TokenExpired):
+        await admitted(access, token)
+
+
+async def test_a_known_token_ends_with_an_overlap(users: Users, access: Access, clock: ManualClock) -> None:
+    user, token = await created(users, "one")
+    await admitted(access, token)
+    await users.rotate_token(user, user.user_id, HOUR, None)
+    await admitted(access, token)
+    clock.advance(HOUR)
+    with pytest.raises(TokenExpired):
+        await admitted(access, token)
+
+
+async def test_labels_of_a_known_caller(users: Users, access: Access) -> None:
+    user, token = await created(users, "one")
+    await admitted(access, token)
+    await users.set_labels(user.user_id, {"site": "north"})
+    assert (await admitted(access, token)).labels == {"site": "north"}
+
+
+async def test_the_name_in_a_known_certificate_becomes_that_of_another_user(users: Users, access: Access) -> None:
+    _, token = await created(users, "one")
+    with_name = [Credentials(token.token_hash, ("one", name)) for name in ("new", "renamed")]
+    for credentials in with_name:
+        await admitted(access, credentials)
+    # By its creation, and by a change of another one.
+    await created(users, "new")
+    other, _ = await created(users, "other")
+    await users.set_certificate_names(other.user_id, ["renamed"])
+    for credentials in with_name:
+        with pytest.raises(CertificateAmbiguous):
+            await admitted(access, credentials)
+
+
+async def test_a_commit_whose_confirmation_was_lost_is_seen(users: Users, access: Access, store: Store) -> None:
+    user, token = await created(users, "one")
+    await admitted(access, token)
+
+    async def rotate() -> None:
+        await store.credentials.rotate(user.user_id, Token("new", user.create_time), None)
+        raise StoreUnavailable("the connection was lost")
+
+    with pytest.raises(StoreUnavailable):
+        await access.change(rotate(), user.user_id)
+    with pytest.raises(TokenInvalid):
+        await admitted(access, token)
+
+
+@pytest.mark.parametrize("use", ["set_labels", "create"])
+async def test_a_change_whose_caller_is_gone_is_seen(users: Users, access: Access, context: Context, use: str) -> None:
+    user, token = await created(users, "one")
+    certificate = Credentials(token.token_hash, ("one", "new"))
+    await admitted(access, certificate)
+    if use == "create":
+        change = asyncio.create_task(users.create("new", Role.CLIENT, None, ("new",)))
+    else:
+        change = asyncio.create_task(users.set_labels(user.user_id, {"site": "north"}))
+    # It begins, and waits for the store.
+    await asyncio.sleep(0)
+    change.cancel()
+    await context.tasks.drain()
+    if use == "create":
+        with pytest.raises(CertificateAmbiguous):
+            await admitted(access, certificate)
+    else:
+        assert (await admitted(access, certificate)).labels == {"site": "north"}
 
 
 async def test_a_call_ends_when_its_token_expires(users: Users, access: Access) -> None:

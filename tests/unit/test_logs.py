@@ -1,5 +1,7 @@
 """What a log line shows, and what it never does."""
 
+import errno
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -42,6 +44,29 @@ def test_no_token_and_no_local_variable_is_logged(form: str, capsys: pytest.Capt
     assert secret not in shown
     if form == "json":
         assert [json.loads(line)["level"] for line in shown.splitlines()] == ["error", "error", "info"]
+
+
+def test_lines_of_ours_and_of_libraries_are_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("json", "info")
+    structlog.get_logger("ours").debug("below the level")
+    structlog.get_logger("ours").warning("an event", number=1)
+    logging.getLogger("a.library").warning("an event")
+    ours, other = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (ours.pop("logger"), other.pop("logger"), ours.pop("number")) == ("ours", "a.library", 1)
+    assert ours.pop("timestamp") <= other.pop("timestamp")
+    assert ours == other == {"event": "an event", "level": "warning"}
+
+
+class FullDisk(io.StringIO):
+    """A stream to a disk without room."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+
+def test_a_line_that_cannot_be_written_is_lost() -> None:
+    logs.set_up("json", "info", FullDisk())
+    structlog.get_logger("test").info("an event")
 
 
 def test_what_is_no_token_stays() -> None:

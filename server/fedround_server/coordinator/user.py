@@ -72,7 +72,8 @@ class Users:
         """
         tokens = [new_token() for _ in users]
         views = [self._view(new, token, self._expiry(new.lifetime)) for new, token in zip(users, tokens, strict=True)]
-        await self._context.store.users.create(views)
+        create = self._access.change(self._context.store.users.create(views))
+        await self._context.tasks.run_shielded(create)
         return list(zip(views, tokens, strict=True))
 
     async def get(self, caller: User, user_id: str) -> User | UserView:
@@ -145,7 +146,8 @@ class Users:
         Raises:
             UserNotFound: There is no such user.
         """
-        await self._context.tasks.run_shielded(self._context.store.users.set_labels(user_id, labels))
+        change = self._access.change(self._context.store.users.set_labels(user_id, labels))
+        await self._context.tasks.run_shielded(change)
         return await self.view(user_id)
 
     async def remove(self, user_id: str, *, force: bool, remove_models: bool) -> list[str]:
@@ -157,8 +159,8 @@ class Users:
             TrainingRunning: The user steers running trainings, and force is not set.
         """
         now = self._context.clock.now()
-        left = await self._context.store.users.remove(user_id, now, force=force, remove_models=remove_models)
-        await self._access.recheck(user_id)
+        remove = self._context.store.users.remove(user_id, now, force=force, remove_models=remove_models)
+        left = await self._access.change(remove, user_id)
         self._access.forget(user_id)
         self._context.presence.forget(user_id)
         self._context.hub.notify(user_id, *left)
@@ -166,16 +168,13 @@ class Users:
 
     async def _rotate(self, user_id: str, token: Token, until: datetime | None) -> None:
         used = self._access.latest_token(user_id)
-        await self._context.store.credentials.rotate(user_id, token, until, used)
-        await self._access.recheck(user_id)
+        await self._access.change(self._context.store.credentials.rotate(user_id, token, until, used), user_id)
 
     async def _revoke(self, user_id: str, token_id: str) -> None:
-        await self._context.store.credentials.revoke(user_id, token_id)
-        await self._access.recheck(user_id)
+        await self._access.change(self._context.store.credentials.revoke(user_id, token_id), user_id)
 
     async def _set_certificate_names(self, user_id: str, names: Sequence[str]) -> None:
-        await self._context.store.credentials.set_certificate_names(user_id, names)
-        await self._access.recheck(user_id)
+        await self._access.change(self._context.store.credentials.set_certificate_names(user_id, names), user_id)
 
     def _view(self, new: NewUser, token: str, expire_time: datetime | None) -> UserView:
         now = self._context.clock.now()

@@ -2,9 +2,10 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar, Token
+from types import TracebackType
 
 import structlog
 
@@ -13,7 +14,7 @@ from fedround_server.domain.errors import RoleRequired, TokenInvalid
 from fedround_server.domain.identity import Credentials
 from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import User
-from fedround_server.interceptors.wrapping import Call, ContextInterceptor, Metadata
+from fedround_server.interceptors.wrapping import NO_CONTEXT, Call, ContextInterceptor, Metadata
 from fedround_server.methods import METHODS
 
 CERTIFICATE_NAME_KEYS = ("peer_dns", "peer_uri", "peer_email")
@@ -57,37 +58,66 @@ class AuthInterceptor(ContextInterceptor):
             return False
         return token is not None and self._known.get(hash_token(token), 0.0) > time.monotonic()
 
-    @asynccontextmanager
-    async def wrap_call(self, method: str, context: Call) -> AsyncIterator[None]:
+    def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Runs a call as the user that its credentials belong to."""
         roles = METHODS[method].roles
         if roles is None:
-            yield
-            return
-        credentials, peer = _credentials(context), context.peer()
-        async with self._admit(credentials) as user:
-            self._accept(peer)
-            self._remember(credentials.token_hash)
-            structlog.contextvars.bind_contextvars(user_id=user.user_id)
-            acting.set(user.user_id)
-            if user.role not in roles:
-                allowed = " or ".join(sorted(role.value for role in roles))
-                raise RoleRequired(
-                    f"{method.rpartition('/')[2]} requires the role {allowed}, and yours is {user.role.value}:"
-                    " call it as a user with that role"
-                )
-            reset = _caller.set(user)
-            try:
-                yield
-            finally:
-                _caller.reset(reset)
+            return NO_CONTEXT
+        credentials = _credentials(context)
+        return _AuthenticatedCall(self, method, context.peer(), credentials.token_hash, self._admit(credentials))
 
-    def _remember(self, token_hash: str | None) -> None:
+    def accept(self, peer: str, token_hash: str | None) -> None:
+        """Records an authenticated call."""
+        self._accept(peer)
         if token_hash is not None:
-            self._known[token_hash] = time.monotonic() + KNOWN_SECONDS
-            self._known.move_to_end(token_hash)
-            if len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
+            self._remember(token_hash)
+
+    def _remember(self, token_hash: str) -> None:
+        self._known[token_hash] = time.monotonic() + KNOWN_SECONDS
+        self._known.move_to_end(token_hash)
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+
+
+class _AuthenticatedCall:
+    """Runs one call. Thousands are in progress at the same time: a generator would take five times the memory."""
+
+    __slots__ = ("_admitted", "_interceptor", "_method", "_peer", "_reset", "_token_hash")
+
+    def __init__(
+        self,
+        interceptor: AuthInterceptor,
+        method: str,
+        peer: str,
+        token_hash: str | None,
+        admitted: AbstractAsyncContextManager[User],
+    ) -> None:
+        self._interceptor = interceptor
+        self._method = method
+        self._peer = peer
+        self._token_hash = token_hash
+        self._admitted = admitted
+
+    async def __aenter__(self) -> None:
+        user = await self._admitted.__aenter__()
+        self._interceptor.accept(self._peer, self._token_hash)
+        structlog.contextvars.bind_contextvars(user_id=user.user_id)
+        acting.set(user.user_id)
+        roles = METHODS[self._method].roles or ()
+        if user.role not in roles:
+            await self._admitted.__aexit__(None, None, None)
+            allowed = " or ".join(sorted(role.value for role in roles))
+            raise RoleRequired(
+                f"{self._method.rpartition('/')[2]} requires the role {allowed}, and yours is {user.role.value}:"
+                " call it as a user with that role"
+            )
+        self._reset: Token[User] = _caller.set(user)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _caller.reset(self._reset)
+        await self._admitted.__aexit__(kind, error, trace)
 
 
 def _credentials(context: Call) -> Credentials:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
 import grpc
@@ -11,6 +12,7 @@ from fedround_server.counters import Counters
 from fedround_server.interceptors.wrapping import Call, ContextInterceptor
 
 log = structlog.get_logger("fedround.call")
+CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class LogInterceptor(ContextInterceptor):
@@ -52,6 +54,4 @@ class _LoggedCall:
 def status_code(context: Call) -> grpc.StatusCode:
     """Returns the status code of a call that has ended."""
     code = context.code()
-    if isinstance(code, grpc.StatusCode):
-        return code
-    return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.OK)
+    return code if isinstance(code, grpc.StatusCode) else CODES.get(code, grpc.StatusCode.OK)

@@ -100,17 +100,16 @@ class UnauthenticatedRateInterceptor(ContextInterceptor):
         if METHODS[method].roles is None:
             return NO_CONTEXT
         peer = context.peer()
-        address = address_of(peer)
-        if not self._connections.is_authenticated(peer) and (wait := self._per_address.wait(address)):
+        if not self._connections.is_authenticated(peer) and (wait := self._per_address.wait(address_of(peer))):
             self._connections.reject(peer)
             raise TooManyCalls(
                 "too many calls without a valid token came from your address", wait, "max_calls_per_second_per_user"
             )
-        return _RecordedCall(self, peer, address)
+        return _RecordedCall(self, peer)
 
-    def record(self, peer: str, address: str) -> None:
+    def record(self, peer: str) -> None:
         """Records a call that was not authenticated."""
-        self._per_address.take(address)
+        self._per_address.take(address_of(peer))
         self._connections.forget(peer)
         self._connections.reject(peer)
 
@@ -122,18 +121,17 @@ class UnauthenticatedRateInterceptor(ContextInterceptor):
 class _RecordedCall:
     """Records one call. Thousands are in progress at the same time: a generator would take five times the memory."""
 
-    __slots__ = ("_address", "_interceptor", "_peer")
+    __slots__ = ("_interceptor", "_peer")
 
-    def __init__(self, interceptor: UnauthenticatedRateInterceptor, peer: str, address: str) -> None:
+    def __init__(self, interceptor: UnauthenticatedRateInterceptor, peer: str) -> None:
         self._interceptor = interceptor
         self._peer = peer
-        self._address = address
 
     async def __aenter__(self) -> None:
         pass
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, Unauthenticated):
-            self._interceptor.record(self._peer, self._address)
+            self._interceptor.record(self._peer)
         elif kind is not None and issubclass(kind, asyncio.CancelledError):
             self._interceptor.record_cancelled(self._peer)

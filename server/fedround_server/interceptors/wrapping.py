@@ -88,6 +88,20 @@ class ContextInterceptor(WrappingInterceptor):
         return behaviour
 
 
+class CombinedInterceptor(WrappingInterceptor):
+    """Several interceptors as one, the outermost first: gRPC awaits a coroutine for each that it is given, per call."""
+
+    def __init__(self, interceptors: Iterable[WrappingInterceptor]) -> None:
+        self._interceptors = tuple(interceptors)
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Returns a handler that is wrapped by all that are concerned."""
+        for interceptor in reversed(self._interceptors):
+            if interceptor.concerns(method):
+                handler = interceptor.wrap(method, handler)
+        return handler
+
+
 class MappedMessages:
     """The messages of a stream, each replaced by what a function returns for it; another one for the first message."""
 
