@@ -32,7 +32,7 @@ from fedround_client.state_dict import model_path
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_selection import TensorSelection, read_file
 from fedround_client.tensor_types import Framework
-from fedround_client.tensors import array_sources, copy_state, metadata_of
+from fedround_client.tensors import copy_state, dtypes_of, metadata_of
 from fedround_client.transport import TensorPrecision, Transport
 
 logger = get_logger(__name__)
@@ -163,7 +163,7 @@ class RoundRunner(RoundCalls):
         """Runs a round of training, and returns the round in which the update counts."""
         model = self._fetch(round_, started)
         round_ = self._with_control(round_, started, model)
-        dtypes = {source.info.name: source.info.dtype for source in array_sources(model.tensors)}
+        dtypes = dtypes_of(model.tensors)
         update = as_update(self._call(self._callbacks.train, dict(model.tensors), round_))
         update = self._with_inputs(round_, update, started)
         payload, change = self._payload(round_, update, dtypes, model, started.model)
