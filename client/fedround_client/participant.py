@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from functools import partial
@@ -36,7 +37,7 @@ from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.round_over import RoundOver, is_asynchronous
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
-from fedround_client.subscription import Subscription
+from fedround_client.subscription import LIVE_SECONDS, Subscription
 from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
 from fedround_wire.allocator import keep_freed
@@ -100,6 +101,8 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         self._accepted: dict[str, int] = {}
         # In asynchronous trainings, the last round in which an update counts, by training id.
         self._counted: dict[str, int] = {}
+        # When the latest result that was accepted was sent, by training id: what follows in the log came later.
+        self._sent: dict[str, float] = {}
         # Ids of trainings whose rounds this participant can run.
         self._checked: set[str] = set()
         # Trainings whose position the server has forgotten, as long as nothing has come of them since.
@@ -256,6 +259,8 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
     def _run_round(self, training_id: str, started: RoundStarted, *, is_live: bool) -> None:
         unchecked = bool(started.metric_names) and not self._runner.can_evaluate and training_id not in self._checked
         buffered = is_asynchronous(started)
+        # In short rounds no event follows an idle phase; one that cannot have waited for longer is live, too.
+        is_live |= self._rpc.clock.time() - self._sent.pop(training_id, -math.inf) < LIVE_SECONDS
         try:
             if started.submitted or started.round <= self._counted.get(training_id, -1):
                 logger.info("%s: submitted already", self._round_name(training_id, started.round))
@@ -265,6 +270,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 with self._rpc.traces.span("round"):
                     self._describe(training_id, started)
                     number = self._runner.run(training_id, started, self._round_name(training_id, started.round))
+                self._sent[training_id] = self._runner.sent_at
                 if buffered:
                     self._counted[training_id] = number
                 self._accepted[training_id] = self._accepted.get(training_id, 0) + 1

@@ -60,7 +60,11 @@ class _KeptUpdate:
 
 
 class RoundRunner(RoundCalls):
-    """Runs the rounds of a participant."""
+    """Runs the rounds of a participant.
+
+    Attributes:
+        sent_at: When the latest result was sent, on the clock of the calls: it was accepted after that.
+    """
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class RoundRunner(RoundCalls):
         self._framework = framework
         self._models = models
         self._full_updates = full_updates
+        self.sent_at = -math.inf
         self._name = ""
         self._over: OverCheck | None = None
         # In which framework the functions have got the global model, by training id.
@@ -153,6 +158,7 @@ class RoundRunner(RoundCalls):
         elif round_.kind == "EVALUATE" and evaluate is not None:
             metrics, num_examples = as_report(self._call(evaluate, self._fetch(round_, started).tensors, round_))
             _warn_of_not_finite(metrics)
+            self.sent_at = self._rpc.clock.time()
             self._rpc.retrying(None)(self.submit_metrics, training_id, round_.number, metrics, num_examples)
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
@@ -306,6 +312,7 @@ class RoundRunner(RoundCalls):
         prepare: Callable[[UpdateSpec], None] | None = None,
     ) -> UpdateReceipt:
         _warn_of_not_finite(update.metrics)
+        self.sent_at = self._rpc.clock.time()
         return self._submit_payload(
             round_.training_id,
             round_.number,
