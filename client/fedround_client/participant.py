@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from functools import partial
@@ -101,8 +100,6 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         self._accepted: dict[str, int] = {}
         # In asynchronous trainings, the last round in which an update counts, by training id.
         self._counted: dict[str, int] = {}
-        # When the latest result that was accepted was sent, by training id: what follows in the log came later.
-        self._sent: dict[str, float] = {}
         # Ids of trainings whose rounds this participant can run.
         self._checked: set[str] = set()
         # Trainings whose position the server has forgotten, as long as nothing has come of them since.
@@ -205,7 +202,9 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             self._log_start(event.training_id)
             return None
         if kind == "round_started":
-            self._run_round(event.training_id, event.round_started, is_live=is_live)
+            # Short rounds leave no idle phase, after which an event would be known to be live.
+            is_recent = is_live or self._runner.server_clock.age(event) < LIVE_SECONDS
+            self._run_round(event.training_id, event.round_started, is_live=is_recent)
             return None
         if kind == "round_extended":
             name = self._round_name(event.training_id, event.round_extended.round)
@@ -259,8 +258,6 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
     def _run_round(self, training_id: str, started: RoundStarted, *, is_live: bool) -> None:
         unchecked = bool(started.metric_names) and not self._runner.can_evaluate and training_id not in self._checked
         buffered = is_asynchronous(started)
-        # In short rounds no event follows an idle phase; one that cannot have waited for longer is live, too.
-        is_live |= self._rpc.clock.time() - self._sent.pop(training_id, -math.inf) < LIVE_SECONDS
         try:
             if started.submitted or started.round <= self._counted.get(training_id, -1):
                 logger.info("%s: submitted already", self._round_name(training_id, started.round))
@@ -270,7 +267,6 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 with self._rpc.traces.span("round"):
                     self._describe(training_id, started)
                     number = self._runner.run(training_id, started, self._round_name(training_id, started.round))
-                self._sent[training_id] = self._runner.sent_at
                 if buffered:
                     self._counted[training_id] = number
                 self._accepted[training_id] = self._accepted.get(training_id, 0) + 1

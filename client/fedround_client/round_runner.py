@@ -28,6 +28,7 @@ from fedround_client.round_over import OverCheck, RoundOver, is_asynchronous
 from fedround_client.round_request import read_round, unsupported
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_stream import ArraySource
+from fedround_client.server_clock import ServerClock
 from fedround_client.state_dict import model_path
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_selection import TensorSelection, read_file
@@ -63,7 +64,7 @@ class RoundRunner(RoundCalls):
     """Runs the rounds of a participant.
 
     Attributes:
-        sent_at: When the latest result was sent, on the clock of the calls: it was accepted after that.
+        server_clock: What is known of the server's clock.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class RoundRunner(RoundCalls):
         self._framework = framework
         self._models = models
         self._full_updates = full_updates
-        self.sent_at = -math.inf
+        self.server_clock = ServerClock(rpc.clock)
         self._name = ""
         self._over: OverCheck | None = None
         # In which framework the functions have got the global model, by training id.
@@ -158,7 +159,6 @@ class RoundRunner(RoundCalls):
         elif round_.kind == "EVALUATE" and evaluate is not None:
             metrics, num_examples = as_report(self._call(evaluate, self._fetch(round_, started).tensors, round_))
             _warn_of_not_finite(metrics)
-            self.sent_at = self._rpc.clock.time()
             self._rpc.retrying(None)(self.submit_metrics, training_id, round_.number, metrics, num_examples)
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
@@ -312,8 +312,8 @@ class RoundRunner(RoundCalls):
         prepare: Callable[[UpdateSpec], None] | None = None,
     ) -> UpdateReceipt:
         _warn_of_not_finite(update.metrics)
-        self.sent_at = self._rpc.clock.time()
-        return self._submit_payload(
+        sent = self._rpc.clock.time()
+        receipt = self._submit_payload(
             round_.training_id,
             round_.number,
             payload,
@@ -326,6 +326,8 @@ class RoundRunner(RoundCalls):
             progress=self._transfer_log("uploading"),
             prepare=prepare,
         )
+        self.server_clock.learn(sent, receipt.accept_time)
+        return receipt
 
     def _transfer_log(self, activity: str) -> Progress | None:
         return transfer_log(self._rpc.clock, f"{self._name}: {activity}")

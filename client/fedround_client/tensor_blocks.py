@@ -19,9 +19,7 @@ TORCH_ONLY = frozenset({"BF16", "F8_E4M3", "F8_E5M2"})
 
 # torch.from_numpy does not take the others in all versions.
 _FROM_NUMPY = frozenset({"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "F32", "F64", "C64"})
-_NUMPY = {
-    name: np.dtype(dtype).newbyteorder("<") for name, dtype in DTYPE_NAMES.items() if name not in TORCH_ONLY
-}
+_NUMPY = {name: np.dtype(dtype).newbyteorder("<") for name, dtype in DTYPE_NAMES.items() if name not in TORCH_ONLY}
 
 
 class Block(NamedTuple):
