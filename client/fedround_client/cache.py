@@ -115,16 +115,19 @@ class ModelCache:
         return None
 
     @contextmanager
-    def writer(self, sha256: str) -> Iterator[CacheWriter]:
+    def writer(self, sha256: str, *, is_read_again: bool = True) -> Iterator[CacheWriter]:
         """Adds a file to the cache at the end of the `with` block, unless the block raises.
 
-        The caller must write bytes that have the digest, or raise.
+        The caller must write bytes that have the digest, or raise. A temporary file is only made if it is probably read
+        again.
         """
         # First, to free the space of the previous temporary file.
         self.close()
         name = f"{sha256}.safetensors"
         part = None if self._folder is None else self._folder / f"{name}.{uuid4().hex}"
         writer = CacheWriter(part)
+        if part is None and not is_read_again:
+            writer.discard()
         try:
             yield writer
             if part is not None:

@@ -138,7 +138,8 @@ class Client(
             framework: "torch" to get the models as torch tensors, "numpy" to get them as arrays. By default, they are
                 tensors if the training was created from torch tensors and this program has imported torch, else arrays.
             cache: A folder for model files, so that a restarted program, or another participant on this machine, need
-                not download them again. By default only the latest model is cached, in a temporary file.
+                not download them again. By default only the latest model is cached, in a temporary file; one of more
+                than 16 MiB only if a later round probably needs it.
             cache_bytes: Limit on the size of all files in the folder together.
             full_updates: Send updates in full precision even if the training accepts differences.
             attributes: What the actor may know of this participant, such as {"num_examples": "6000", "device": "A100"},

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
+
+from fedround_client.alarms import Alarms
+
+_ALARMS = Alarms()
 
 
 class Alarm(Protocol):
@@ -41,7 +44,4 @@ class SystemClock:
 
     def call_in(self, behavior: Callable[[], object], delay: float) -> Alarm:
         """Schedules a call of the function after a number of seconds, in a daemon thread."""
-        timer = threading.Timer(delay, behavior)
-        timer.daemon = True
-        timer.start()
-        return timer
+        return _ALARMS.call_at(time.monotonic() + delay, behavior)

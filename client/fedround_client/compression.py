@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 
 from fedround.v1.event_pb2 import COMPRESSION_GZIP, COMPRESSION_UNSPECIFIED, Compression
+from fedround_client.payload import Chunk
 
 MAX_CHUNK = 2**20
 """The largest chunk that the API allows, in bytes."""
@@ -18,7 +19,7 @@ class CompressionError(ValueError):
     """The bytes are not a compressed chunk of a valid size."""
 
 
-def compress(chunk: bytes, compression: Compression.ValueType) -> tuple[bytes, Compression.ValueType]:
+def compress(chunk: Chunk, compression: Compression.ValueType) -> tuple[Chunk, Compression.ValueType]:
     """Compresses a chunk if that makes it smaller.
 
     Args:
@@ -29,7 +30,7 @@ def compress(chunk: bytes, compression: Compression.ValueType) -> tuple[bytes, C
         The bytes to send, and the method that was used.
     """
     if compression == COMPRESSION_GZIP:
-        compressed = zlib.compress(chunk, _LEVEL, _WBITS)
+        compressed: bytes = zlib.compress(chunk, _LEVEL, _WBITS)
         if len(compressed) < len(chunk):
             return compressed, compression
     return chunk, COMPRESSION_UNSPECIFIED

@@ -206,7 +206,7 @@ def _tensor_offsets(model: SharedFile) -> Mapping[str, tuple[TensorInfo, int]]:
     """Returns the tensors of a file by name, each with the offset of its data in bytes."""
     length = header_length(model.read(0, PREFIX))
     offsets, offset = {}, PREFIX + length
-    for tensor in read_header(model.read(PREFIX, length)):
+    for tensor in read_header(model.read(PREFIX, length)).tensors:
         offsets[tensor.name] = (tensor, offset)
         offset += tensor.num_bytes
     return offsets

@@ -36,7 +36,7 @@ from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.round_over import RoundOver, is_asynchronous
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
-from fedround_client.subscription import Subscription
+from fedround_client.subscription import LIVE_SECONDS, Subscription
 from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
 from fedround_wire.allocator import keep_freed
@@ -202,7 +202,9 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             self._log_start(event.training_id)
             return None
         if kind == "round_started":
-            self._run_round(event.training_id, event.round_started, is_live=is_live)
+            # Short rounds leave no idle phase, after which an event would be known to be live.
+            is_recent = is_live or self._runner.server_clock.age(event) < LIVE_SECONDS
+            self._run_round(event.training_id, event.round_started, is_live=is_recent)
             return None
         if kind == "round_extended":
             name = self._round_name(event.training_id, event.round_extended.round)

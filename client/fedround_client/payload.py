@@ -17,6 +17,12 @@ from fedround_client.tensors import array_sources, metadata_of
 CHUNK = 3 * 2**18
 """Bytes of a chunk that the client sends."""
 
+SMALL_FILE = 2 * CHUNK
+"""Size up to which the file of a state dict is written into memory, and so hashed at once."""
+
+Chunk: TypeAlias = bytes | memoryview
+"""Bytes to send: a copy, or the memory of a tensor."""
+
 ModelSource: TypeAlias = StateDict | str | PathLike[str]
 """A state dict, or the path of a safetensors file."""
 
@@ -35,11 +41,13 @@ class Payload:
 
     size_bytes: int
     sha256: str
-    _source: SafetensorsStream | Path | None
+    _source: SafetensorsStream | Path | bytes | None
 
     @classmethod
     def of(cls, model: ModelSource, *, names_framework: bool = False) -> Payload:
-        """Returns the payload of a state dict or a file, which must not change until it is sent; nothing is copied.
+        """Returns the payload of a state dict or a file, which must not change until it is sent.
+
+        Only a state dict of at most SMALL_FILE bytes is copied.
 
         With names_framework, the file of a state dict of torch tensors says in its metadata that it is one.
 
@@ -63,6 +71,9 @@ class Payload:
             TensorError: They cannot be written as safetensors.
         """
         stream = SafetensorsStream(tensors, metadata)
+        if stream.size_bytes <= SMALL_FILE:
+            file = b"".join(stream.pieces())
+            return cls(stream.size_bytes, hashlib.sha256(file).hexdigest(), file)
         digest = hashlib.sha256()
         for piece in stream.pieces():
             digest.update(piece)
@@ -74,9 +85,13 @@ class Payload:
         """Returns the payload of a request that carries no file."""
         return cls(0, "", None)
 
-    def chunks(self, offset: int) -> Iterator[tuple[bytes, int]]:
+    def chunks(self, offset: int) -> Iterator[tuple[Chunk, int]]:
         """Yields the chunks from an offset on, each with the offset of its end, in bytes."""
-        if isinstance(self._source, SafetensorsStream):
+        if isinstance(self._source, bytes):
+            for start in range(offset, self.size_bytes, CHUNK):
+                end = min(start + CHUNK, self.size_bytes)
+                yield self._source[start:end], end
+        elif isinstance(self._source, SafetensorsStream):
             for chunk in _chunks(self._source.pieces(offset)):
                 offset += len(chunk)
                 yield chunk, offset
@@ -87,8 +102,8 @@ class Payload:
                     yield chunk, file.tell()
 
 
-def _chunks(pieces: Iterator[memoryview]) -> Iterator[bytes]:
-    """Regroups pieces of any size into chunks. Bytes of a chunk within one piece are copied once, others twice."""
+def _chunks(pieces: Iterator[memoryview]) -> Iterator[Chunk]:
+    """Regroups pieces of any size into chunks. Nearly all chunks within one piece are its memory, and not copied."""
     rest = bytearray()
     for piece in pieces:
         start = min(CHUNK - len(rest), len(piece)) if rest else 0
@@ -96,7 +111,11 @@ def _chunks(pieces: Iterator[memoryview]) -> Iterator[bytes]:
         if len(rest) == CHUNK:
             yield bytes(rest)
             rest.clear()
-        while len(piece) - start >= CHUNK:
+        while len(piece) - start >= 2 * CHUNK:
+            yield piece[start : start + CHUNK]
+            start += CHUNK
+        if len(piece) - start >= CHUNK:
+            # The last one is copied: who holds it while the next tensor is copied must not hold this tensor as well.
             yield bytes(piece[start : start + CHUNK])
             start += CHUNK
         rest += piece[start:]

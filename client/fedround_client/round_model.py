@@ -13,11 +13,12 @@ import grpc
 from fedround.v1 import model_pb2
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
-from fedround_client.cache import ModelCache, SharedFile
+from fedround_client.cache import SPOOL_BYTES, ModelCache, SharedFile
 from fedround_client.control_store import ControlStore
 from fedround_client.download import Tee, download, file_sha256
 from fedround_client.errors.client_side import BaseMissing
 from fedround_client.payload import Progress
+from fedround_client.round_request import needs_model_again
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.safetensors_stream import ArraySource
@@ -103,6 +104,8 @@ class RoundModels:
         self._external_base = None if external_base is None else Path(external_base)
         # Size and time of the external base when it had its digest.
         self._verified: tuple[str, int, int] | None = None
+        # Whether the model of the present round is small, or probably needed again: others are not written to the disk.
+        self._is_read_again = True
 
     def fetch(self, training_id: str, started: RoundStarted, progress: Progress | None) -> RoundModel:
         """Returns the global model of a round, merged with the external base and the private tensors.
@@ -113,6 +116,7 @@ class RoundModels:
             FedroundError: The server answered with an error that is not transient.
         """
         selection = TensorSelection.of(started)
+        self._is_read_again = started.model.size_bytes <= SPOOL_BYTES or needs_model_again(started)
         external: dict[str, Any] = {}
         if started.external_base_sha256:
             external = read_file(self._check_base(training_id, started.external_base_sha256), self._framework)
@@ -176,7 +180,7 @@ class RoundModels:
         if cached is not None:
             return cached
         reader = SafetensorsReader(self._framework)
-        with cache.writer(sha256) as cache_writer:
+        with cache.writer(sha256, is_read_again=self._is_read_again) as cache_writer:
             download(
                 self._rpc,
                 self._rpc.models.DownloadModel,

@@ -6,13 +6,16 @@ from datetime import UTC, datetime
 
 import grpc
 
-from fedround.v1.event_pb2 import RoundStarted
+from fedround.v1.event_pb2 import ROUND_KIND_TRAIN, RoundStarted
 from fedround_client.config import plain
 from fedround_client.errors import UnsupportedRound
 from fedround_client.participation import Round
 from fedround_client.progress import kind_name
 from fedround_client.round_number import round_text
 from fedround_client.transport import Transport
+
+_READ_AGAIN = frozenset({"scaffold", "fed_dyn", "q_fed_avg"})
+"""Rules that look at the model of a round again once an update was made."""
 
 
 def read_round(training_id: str, started: RoundStarted) -> Round:
@@ -42,6 +45,18 @@ def read_round(training_id: str, started: RoundStarted) -> Round:
         private=tuple(started.private),
         config=plain(started.config),
     )
+
+
+def needs_model_again(started: RoundStarted) -> bool:
+    """Returns whether a participant probably reads the file of the round's model more than once.
+
+    It does where an update is sent as differences from the model, where rounds of another kind have the same model,
+    where updates have a part of its tensors, and where a rule looks at it after training.
+    """
+    rules = {one.WhichOneof("algorithm") for one in (started.aggregation, *started.aggregation.shadow)}
+    is_partial = bool(started.model.delta_sha256 or started.trainable or started.private)
+    is_plain = started.kind == ROUND_KIND_TRAIN and not (started.metric_names or is_partial or started.attempt > 1)
+    return not (is_plain and Transport.of(started).is_full and rules.isdisjoint(_READ_AGAIN))
 
 
 def _deadline(training_id: str, started: RoundStarted) -> datetime:

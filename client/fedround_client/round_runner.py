@@ -28,11 +28,12 @@ from fedround_client.round_over import OverCheck, RoundOver, is_asynchronous
 from fedround_client.round_request import read_round, unsupported
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_stream import ArraySource
+from fedround_client.server_clock import ServerClock
 from fedround_client.state_dict import model_path
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_selection import TensorSelection, read_file
 from fedround_client.tensor_types import Framework
-from fedround_client.tensors import array_sources, copy_state, metadata_of
+from fedround_client.tensors import copy_state, dtypes_of, metadata_of
 from fedround_client.transport import TensorPrecision, Transport
 
 logger = get_logger(__name__)
@@ -60,7 +61,11 @@ class _KeptUpdate:
 
 
 class RoundRunner(RoundCalls):
-    """Runs the rounds of a participant."""
+    """Runs the rounds of a participant.
+
+    Attributes:
+        server_clock: What is known of the server's clock.
+    """
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class RoundRunner(RoundCalls):
         self._framework = framework
         self._models = models
         self._full_updates = full_updates
+        self.server_clock = ServerClock(rpc.clock)
         self._name = ""
         self._over: OverCheck | None = None
         # In which framework the functions have got the global model, by training id.
@@ -163,7 +169,7 @@ class RoundRunner(RoundCalls):
         """Runs a round of training, and returns the round in which the update counts."""
         model = self._fetch(round_, started)
         round_ = self._with_control(round_, started, model)
-        dtypes = {source.info.name: source.info.dtype for source in array_sources(model.tensors)}
+        dtypes = dtypes_of(model.tensors)
         update = as_update(self._call(self._callbacks.train, dict(model.tensors), round_))
         update = self._with_inputs(round_, update, started)
         payload, change = self._payload(round_, update, dtypes, model, started.model)
@@ -306,7 +312,8 @@ class RoundRunner(RoundCalls):
         prepare: Callable[[UpdateSpec], None] | None = None,
     ) -> UpdateReceipt:
         _warn_of_not_finite(update.metrics)
-        return self._submit_payload(
+        sent = self._rpc.clock.time()
+        receipt = self._submit_payload(
             round_.training_id,
             round_.number,
             payload,
@@ -319,6 +326,8 @@ class RoundRunner(RoundCalls):
             progress=self._transfer_log("uploading"),
             prepare=prepare,
         )
+        self.server_clock.learn(sent, receipt.accept_time)
+        return receipt
 
     def _transfer_log(self, activity: str) -> Progress | None:
         return transfer_log(self._rpc.clock, f"{self._name}: {activity}")

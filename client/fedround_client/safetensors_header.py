@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 PREFIX = 8
 """Bytes in front of the header that hold its length."""
 MAX_HEADER = 100_000_000
 """The longest header that the reference implementation accepts, in bytes."""
+CACHED_BYTES = 1 << 20
+"""The longest header that is kept once it was read or written: all versions of a model, and all updates, have it."""
 METADATA = "__metadata__"
 TORCH_METADATA = {"format": "pt"}
 """What files of torch tensors say by convention. The versions of a model keep the metadata of the first one."""
@@ -50,8 +51,7 @@ class HeaderError(ValueError):
     """The bytes are not a valid safetensors header."""
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """What the header says about one tensor.
 
     Attributes:
@@ -68,6 +68,18 @@ class TensorInfo:
     def num_bytes(self) -> int:
         """Size of the tensor's data in bytes."""
         return prod(self.shape) * DTYPE_SIZES[self.dtype]
+
+
+class Header(NamedTuple):
+    """What a header says.
+
+    Attributes:
+        tensors: The tensors in the order of their data, which is contiguous.
+        is_torch: Whether it says that the tensors are those of torch.
+    """
+
+    tensors: tuple[TensorInfo, ...]
+    is_torch: bool
 
 
 def data_order(tensor: TensorInfo) -> tuple[int, str]:
@@ -109,16 +121,14 @@ def header_length(prefix: bytes) -> int:
     return length
 
 
-def read_header(text: bytes) -> list[TensorInfo]:
+def read_header(text: bytes) -> Header:
     """Parses a header, without the 8 bytes of its length.
-
-    Returns:
-        The tensors in the order of their data, which is contiguous.
 
     Raises:
         HeaderError: The header is not valid, or the data would have gaps or overlap.
     """
     header = _parse_json(text)
+    metadata = header.get(METADATA)
     entries = [_parse_entry(name, entry) for name, entry in header.items() if name != METADATA]
     entries.sort(key=lambda entry: entry[:2])
     position = 0
@@ -126,17 +136,8 @@ def read_header(text: bytes) -> list[TensorInfo]:
         if begin != position:
             raise HeaderError(f"the data of tensor {tensor.name!r} begins at byte {begin}, not {position}")
         position = end
-    return [tensor for _, _, tensor in entries]
-
-
-def is_torch_file(text: bytes) -> bool:
-    """Returns whether a header, without the 8 bytes of its length, says that the tensors are those of torch.
-
-    Raises:
-        HeaderError: It is not a JSON object.
-    """
-    metadata = _parse_json(text).get(METADATA)
-    return isinstance(metadata, dict) and metadata.get("format") == TORCH_METADATA["format"]
+    is_torch = isinstance(metadata, dict) and metadata.get("format") == TORCH_METADATA["format"]
+    return Header(tuple(tensor for _, _, tensor in entries), is_torch)
 
 
 def _parse_json(text: bytes) -> dict[str, Any]:

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from fedround_client.safetensors_header import (
-    DTYPE_NAMES,
-    PREFIX,
-    HeaderError,
-    TensorInfo,
-    header_length,
-    is_torch_file,
-    read_header,
-)
+from fedround_client.safetensors_header import CACHED_BYTES, PREFIX, HeaderError, header_length, read_header
+from fedround_client.tensor_blocks import Block, allocate_arrays, allocate_tensors, divide
 from fedround_client.tensor_types import Framework, TensorError
-
-TORCH_ONLY = frozenset({"BF16", "F8_E4M3", "F8_E5M2"})
-"""The dtypes that numpy does not have."""
 
 
 class SafetensorsReader:
@@ -39,10 +28,10 @@ class SafetensorsReader:
         self.framework = framework
         self._header = bytearray()
         self._header_end = PREFIX
-        # Tensors whose data has not begun, the next one last; None until the header is complete.
-        self._pending: list[TensorInfo] | None = None
+        # Blocks whose data has not begun, the next one last; None until the header is complete.
+        self._pending: list[Block] | None = None
         self._tensors: dict[str, Any] = {}
-        # What is left to fill of the current tensor.
+        # What is left to fill of the current block.
         self._target = memoryview(b"")
         self._error: Exception | None = None
 
@@ -79,11 +68,11 @@ class SafetensorsReader:
     def _is_complete(self) -> bool:
         # Tensors without elements have no data that would begin them.
         while self._pending and not len(self._target):
-            self._begin_tensor(self._pending)
+            self._begin_block(self._pending)
         return self._pending is not None and not self._pending and not len(self._target)
 
     def _consume(self, data: memoryview) -> memoryview:
-        """Consumes the part of the data that belongs to the header or to one tensor; returns the rest."""
+        """Consumes the part of the data that belongs to the header or to one block; returns the rest."""
         if self._pending is None:
             missing = self._header_end - len(self._header)
             self._header += data[:missing]
@@ -93,7 +82,7 @@ class SafetensorsReader:
         if not len(self._target):
             if not self._pending:
                 raise HeaderError("it has bytes behind its last tensor")
-            self._begin_tensor(self._pending)
+            self._begin_block(self._pending)
         length = min(len(data), len(self._target))
         self._target[:length] = data[:length]
         self._target = self._target[length:]
@@ -104,36 +93,29 @@ class SafetensorsReader:
             self._header_end += header_length(bytes(self._header))
         if len(self._header) == self._header_end:
             text = bytes(self._header[PREFIX:])
-            self._pending = read_header(text)[::-1]
+            blocks, is_torch = _cached_layout(text) if len(text) <= CACHED_BYTES else _layout(text)
+            self._pending = list(blocks)[::-1]
             if self.framework is None:
-                self.framework = "torch" if "torch" in sys.modules and is_torch_file(text) else "numpy"
+                self.framework = "torch" if "torch" in sys.modules and is_torch else "numpy"
             self._header.clear()
 
-    def _begin_tensor(self, pending: list[TensorInfo]) -> None:
-        info = pending.pop()
-        allocate = _new_tensor if self.framework == "torch" else _new_array
+    def _begin_block(self, pending: list[Block]) -> None:
+        block = pending.pop()
+        allocate = allocate_tensors if self.framework == "torch" else allocate_arrays
         try:
-            self._tensors[info.name], self._target = allocate(info)
+            tensors, self._target = allocate(block)
         except TensorError:
             raise
         except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-            raise TensorError(f"Tensor {info.name!r} does not fit into memory: {error}") from error
+            name = block.tensors[0][0].name
+            raise TensorError(f"Tensor {name!r} does not fit into memory: {error}") from error
+        self._tensors.update(tensors)
 
 
-def _new_array(info: TensorInfo) -> tuple[Any, memoryview]:
-    """Returns an array with the shape and dtype of the tensor, and its memory as bytes."""
-    if info.dtype in TORCH_ONLY:
-        raise TensorError(
-            f"numpy has no dtype {info.dtype}, which tensor {info.name!r} has: read this model with"
-            ' framework="torch" (and torch installed).'
-        )
-    array = np.empty(info.shape, np.dtype(DTYPE_NAMES[info.dtype]).newbyteorder("<"))
-    return array, array.reshape(-1).view(np.uint8).data
+def _layout(text: bytes) -> tuple[tuple[Block, ...], bool]:
+    """Returns the blocks of a file that has a header, and whether its tensors are those of torch."""
+    header = read_header(text)
+    return divide(header.tensors), header.is_torch
 
 
-def _new_tensor(info: TensorInfo) -> tuple[Any, memoryview]:
-    """Returns a tensor with the shape and dtype of the tensor, and its memory as bytes."""
-    import torch
-
-    tensor = torch.empty(info.shape, dtype=getattr(torch, DTYPE_NAMES[info.dtype]), device="cpu")
-    return tensor, tensor.reshape(-1).view(torch.uint8).numpy().data
+_cached_layout = lru_cache(maxsize=4)(_layout)

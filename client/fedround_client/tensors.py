@@ -13,12 +13,16 @@ from fedround_client.safetensors_header import DTYPE_NAMES, TORCH_METADATA, Tens
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.safetensors_stream import ArraySource, SafetensorsStream
 from fedround_client.state_dict import flatten, not_an_array
+from fedround_client.tensor_blocks import TORCH_ONLY
 from fedround_client.tensor_types import Framework, StateDict, TensorError
 
 if TYPE_CHECKING:
     import torch
 
 _DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+# Those of numpy in the byte order of the machine, so that the slow dtype.name is not needed for each array.
+_NUMPY_DTYPES = {np.dtype(name): dtype for dtype, name in DTYPE_NAMES.items() if dtype not in TORCH_ONLY}
+_IS_LITTLE = sys.byteorder == "little"
 _REAL_FLOATING = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
 
@@ -91,6 +95,11 @@ def array_sources(state: StateDict) -> list[ArraySource]:
     return [_array_source(name, value) for name, value in flatten(state).items()]
 
 
+def dtypes_of(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the names of the dtypes of arrays or tensors in safetensors, by the names of the arrays."""
+    return {name: _array_source(name, value).info.dtype for name, value in arrays.items()}
+
+
 def float64_arrays(state: StateDict) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     """Returns the tensors of a state dict that have real floating-point numbers, as float64 arrays.
 
@@ -115,7 +124,7 @@ def _array_source(name: str, value: object) -> ArraySource:
         dtype = _torch_dtype(name, value, torch)
         return ArraySource(TensorInfo(name, dtype, tuple(value.shape)), lambda: _tensor_memory(value, torch))
     array = _as_array(name, value)
-    dtype = _safetensors_dtype(name, array.dtype.name)
+    dtype = _NUMPY_DTYPES.get(array.dtype) or _safetensors_dtype(name, array.dtype.name)
     return ArraySource(TensorInfo(name, dtype, array.shape), lambda: _array_memory(array))
 
 
@@ -137,7 +146,8 @@ def _as_array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
 def _torch_dtype(name: str, value: torch.Tensor, torch: Any) -> str:
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
         raise TensorError(f"Tensor {name!r} is sparse, quantised or without data; a model has dense tensors.")
-    return _safetensors_dtype(name, str(value.dtype).removeprefix("torch."))
+    dtype = str(value.dtype).removeprefix("torch.")
+    return _DTYPES_BY_NAME.get(dtype) or _safetensors_dtype(name, dtype)
 
 
 def _safetensors_dtype(name: str, dtype: str) -> str:
@@ -154,6 +164,8 @@ def _safetensors_dtype(name: str, dtype: str) -> str:
 
 
 def _array_memory(array: np.ndarray[Any, np.dtype[Any]]) -> memoryview:
+    if array.dtype.isbuiltin == 1 and array.dtype.isnative and array.flags.c_contiguous and array.nbytes and _IS_LITTLE:
+        return np.ndarray(array.nbytes, np.uint8, array).data
     # Other libraries define dtypes of their own, such as JAX's bfloat16, which have no other byte order.
     dtype = array.dtype.newbyteorder("<") if array.dtype.isbuiltin != 2 else array.dtype
     # asarray, unlike ascontiguousarray, keeps the shape () of a scalar.
@@ -162,6 +174,8 @@ def _array_memory(array: np.ndarray[Any, np.dtype[Any]]) -> memoryview:
 
 
 def _tensor_memory(value: torch.Tensor, torch: Any) -> memoryview:
-    plain = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
+    plain = value.detach()
+    if not (plain.is_cpu and plain.is_contiguous()) or plain.is_conj() or plain.is_neg():
+        plain = plain.cpu().contiguous().resolve_conj().resolve_neg()
     flat: np.ndarray[Any, np.dtype[np.uint8]] = plain.reshape(-1).view(torch.uint8).numpy()
     return flat.data

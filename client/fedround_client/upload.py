@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import google_crc32c
 import grpc
+import numpy as np
 
 from fedround.v1.round_pb2 import GetUploadRequest
 from fedround_client.compression import compress
@@ -155,13 +156,17 @@ class _Sender(Generic[Request, Response]):
                 if self._limit is not None and end - start > self._limit:
                     break
                 data, compression = compress(chunk, self._rpc.compression)
-                crc = google_crc32c.value(chunk)
+                # It does not take a memoryview.
+                crc = google_crc32c.value(np.frombuffer(chunk, np.uint8))
                 self._end = end
                 silence.waiting()
                 if compression:
                     yield self._more(chunk=data, chunk_crc32c=crc, compression=compression)
                 else:
-                    yield ChunkMessage(data, crc)
+                    # The codec takes any buffer.
+                    yield ChunkMessage(cast("bytes", data), crc)
+                # gRPC has encoded it: its tensor may be a copy, which is not needed any more.
+                del chunk, data
                 silence.answered()
                 if self._progress is not None:
                     self._progress(end, self._payload.size_bytes)

@@ -73,16 +73,16 @@ class Rounds:
         rpc.send_response(chunk_response(DownloadModelResponse, file, info=info_of(version, file)))
         rpc.terminate(*OK)
 
-    def take_tensors(self, status=OK):
+    def take_tensors(self, status=OK, receipt=None):
         rpc = self.server.upload("SubmitUpdate")
         spec = rpc.take_request().spec
         data = rpc.take_request().chunk
-        rpc.terminate(SubmitUpdateResponse(), *status)
+        rpc.terminate(SubmitUpdateResponse(receipt=receipt), *status)
         assert hashlib.sha256(data).hexdigest() == spec.sha256
         return spec, from_safetensors(data)
 
-    def take_update(self, status=OK):
-        spec, tensors = self.take_tensors(status)
+    def take_update(self, status=OK, receipt=None):
+        spec, tensors = self.take_tensors(status, receipt)
         return spec, tensors["w"]
 
     def run_round(self, sequence, number, status=OK):

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from client.rounds import Rounds, file_of, finished, round_started
+from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_FLOAT16, Aggregation, QFedAvg
+from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE
 from fedround_client.cache import SPOOL_BYTES, CacheWriter, ModelCache, SharedFile
+from fedround_client.round_request import needs_model_again
 from fedround_client.tensors import to_safetensors
 
 pytestmark = pytest.mark.timeout(30)
@@ -238,3 +241,25 @@ def test_a_file_in_a_cycle_is_closed_before_it_is_finalized():
         del cycle
         gc.collect()
     assert [str(one.message) for one in found] == []
+
+
+def test_a_large_model_is_kept_in_a_temporary_file_only_if_it_is_read_again(cache):
+    with cache.writer(digest(b"file"), is_read_again=False) as writer:
+        writer.write(b"file")
+    assert (cache.open(digest(b"file")) is not None) == (cache._folder is not None)
+
+
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [
+        ({}, False),
+        ({"metric_names": ["loss"]}, True),
+        ({"kind": ROUND_KIND_EVALUATE}, True),
+        ({"trainable": ["*"]}, True),
+        ({"attempt": 2}, True),
+        ({"update_precision": UPDATE_PRECISION_FLOAT16}, True),
+        ({"aggregation": Aggregation(q_fed_avg=QFedAvg())}, True),
+    ],
+)
+def test_which_rounds_need_their_model_again(options, again):
+    assert needs_model_again(round_started(1, 0, **options).round_started) == again
