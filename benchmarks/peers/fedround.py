@@ -19,6 +19,7 @@ from fedround.v1.round_pb2_grpc import RoundServiceStub
 from fedround_client.channel import open_channel
 from fedround_client.chunk_stubs import with_chunk_codec
 from fedround_client.participant import MAX_FREED_BLOCK, TRIM_THRESHOLD
+from fedround_client.subscription import INLINE_MODEL_BYTES
 from fedround_wire.allocator import keep_freed
 from fedround_wire.chunk_codec import ChunkMessage
 from measure import fedround_server
@@ -33,13 +34,15 @@ def take_part(number: int, address: str, token: str, training_id: str) -> None:
     with open_channel(address) as channel:
         rounds = with_chunk_codec(RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
         models = with_chunk_codec(ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR)
-        for event in rounds.Subscribe(SubscribeRequest(training_id=training_id), metadata=metadata):
+        subscribe = SubscribeRequest(training_id=training_id, inline_model_bytes=INLINE_MODEL_BYTES)
+        for event in rounds.Subscribe(subscribe, metadata=metadata):
             if event.WhichOneof("payload") != "round_started":
                 continue
             info = event.round_started.model
             request = DownloadModelRequest(model_id=info.model_id, version=info.version)
-            chunks = []
-            for message in models.DownloadModel(request, metadata=metadata):
+            inline = event.round_started.inline_model
+            chunks = [inline] if inline else []
+            for message in () if inline else models.DownloadModel(request, metadata=metadata):
                 chunk = message.chunk
                 if chunk:
                     assert message.chunk_crc32c == google_crc32c.value(chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -15,8 +16,9 @@ from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround_client.cache import SPOOL_BYTES, ModelCache, SharedFile
 from fedround_client.control_store import ControlStore
-from fedround_client.download import Tee, download, file_sha256
+from fedround_client.download import Sink, Tee, download, file_sha256
 from fedround_client.errors.client_side import BaseMissing
+from fedround_client.logs import get_logger
 from fedround_client.payload import Progress
 from fedround_client.round_request import needs_model_again
 from fedround_client.rpc import Rpc
@@ -25,6 +27,8 @@ from fedround_client.safetensors_stream import ArraySource
 from fedround_client.tensor_selection import PrivateTensors, TensorSelection, matches, read_file
 from fedround_client.tensor_types import Framework, StateDict, TensorError
 from fedround_client.tensors import array_sources, metadata_of
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ class RoundModels:
     def fetch(self, training_id: str, started: RoundStarted, progress: Progress | None) -> RoundModel:
         """Returns the global model of a round, merged with the external base and the private tensors.
 
+        The file of the global model is the cached one, the one in the event, or a downloaded one.
+
         Raises:
             BaseMissing: The participant does not have the external base.
             TensorError: A file is damaged, or no tensor is private.
@@ -120,7 +126,7 @@ class RoundModels:
         external: dict[str, Any] = {}
         if started.external_base_sha256:
             external = read_file(self._check_base(training_id, started.external_base_sha256), self._framework)
-        model = self._fetch_global(started.model, selection, progress)
+        model = self._fetch_global(started, selection, progress)
         names = frozenset(model)
         framework: Framework = "torch" if metadata_of(model) else "numpy"
         merged = external | model
@@ -157,9 +163,13 @@ class RoundModels:
             return self._cache.open(info.delta_sha256)
         return self._cache_of_whole(selection).open(info.sha256)
 
-    def _fetch_global(self, info: ModelInfo, selection: TensorSelection, progress: Progress | None) -> dict[str, Any]:
+    def _fetch_global(
+        self, started: RoundStarted, selection: TensorSelection, progress: Progress | None
+    ) -> dict[str, Any]:
+        info = started.model
         if not info.delta_sha256:
-            return self._load(info, model_pb2.MODEL_PART_MODEL, info.sha256, self._cache_of_whole(selection), progress)
+            cache, file = self._cache_of_whole(selection), started.inline_model
+            return self._load(info, model_pb2.MODEL_PART_MODEL, info.sha256, cache, progress, file)
         base = self._load(info, model_pb2.MODEL_PART_BASE, info.base_sha256, self._bases, progress)
         return base | self._load(info, model_pb2.MODEL_PART_DELTA, info.delta_sha256, self._cache, progress)
 
@@ -174,28 +184,44 @@ class RoundModels:
         sha256: str,
         cache: ModelCache,
         progress: Progress | None,
+        inline: bytes = b"",
     ) -> dict[str, Any]:
-        """Returns the tensors of a file of a version; downloads it unless it is cached."""
+        """Returns the tensors of a file of a version; downloads it unless it is cached, or came with the round."""
         cached = cache.load(sha256, self._framework)
         if cached is not None:
             return cached
         reader = SafetensorsReader(self._framework)
         with cache.writer(sha256, is_read_again=self._is_read_again) as cache_writer:
-            download(
-                self._rpc,
-                self._rpc.models.DownloadModel,
-                lambda offset, _: DownloadModelRequest(
-                    model_id=info.model_id,
-                    version=info.version,
-                    offset=offset,
-                    compression=self._rpc.compression,
-                    part=part,
-                ),
-                Tee(reader, cache_writer),
-                attempts=None,
-                progress=progress,
-            )
+            sink = Tee(reader, cache_writer)
+            if not self._take(inline, sha256, sink, progress):
+                download(
+                    self._rpc,
+                    self._rpc.models.DownloadModel,
+                    lambda offset, _: DownloadModelRequest(
+                        model_id=info.model_id,
+                        version=info.version,
+                        offset=offset,
+                        compression=self._rpc.compression,
+                        part=part,
+                    ),
+                    sink,
+                    attempts=None,
+                    progress=progress,
+                )
         return reader.tensors()
+
+    def _take(self, inline: bytes, sha256: str, sink: Sink, progress: Progress | None) -> bool:
+        """Writes a file that came with a round to a sink; returns False if none came, or another one."""
+        if not inline:
+            return False
+        with self._rpc.traces.span("download"):
+            if hashlib.sha256(inline).hexdigest() != sha256:
+                logger.warning("The model that came with the round has another SHA-256, and is downloaded")
+                return False
+            sink.write(inline)
+            if progress is not None:
+                progress(len(inline), len(inline))
+            return True
 
     def _check_base(self, training_id: str, sha256: str) -> Path:
         """Returns the file of the external base, after a comparison with its digest, which is made once."""

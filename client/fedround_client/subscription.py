@@ -18,6 +18,9 @@ IDLE_SECONDS = 1.0
 LIVE_SECONDS = 1.0
 """Events within this many seconds after an idle phase are live."""
 
+INLINE_MODEL_BYTES = 1 << 20
+"""The largest model in bytes that a participant takes with the start of a round: the most that a server sends."""
+
 FINAL_EVENTS = frozenset({"training_finished", "training_failed", "training_removed"})
 """The events that end a training."""
 
@@ -53,7 +56,8 @@ class Subscription:
             rpc: Calls the server.
             training_id: UUID of the training; empty for all of the caller's.
             resume_after: The sequence of the last known event, by training id.
-            session_id: UUID of the program, if it takes part in rounds by this subscription.
+            session_id: UUID of the program, if it takes part in rounds by this subscription. It then gets small models
+                with the starts of rounds, unless its files are compressed.
             timeout: Seconds from now after which it raises TimeoutError; None for no limit.
             heartbeats: Whether to yield heartbeats, which the server sends while there is no event.
             attributes: What a participant says of itself.
@@ -122,6 +126,8 @@ class Subscription:
             resume_after_sequence=self._cursors,
             session_id=self._session_id,
             attributes=self._attributes,
+            # An event is not compressed.
+            inline_model_bytes=0 if not self._session_id or self._rpc.compression else INLINE_MODEL_BYTES,
         )
         return self._rpc.open(self._rpc.rounds.Subscribe, request)
 

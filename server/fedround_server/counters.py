@@ -134,7 +134,7 @@ class Counters:
         calls: Calls that have ended, by method, as in "fedround.v1.RoundService/SubmitUpdate", and status code.
         call_seconds: How long they took, by method.
         received_bytes: Bytes of chunks received, as they were sent.
-        sent_bytes: Bytes of chunks sent.
+        sent_bytes: Bytes of chunks sent, and of models sent with the starts of rounds.
         calls_in_progress: Calls in progress, subscriptions included.
         in_progress: Calls in progress by user, for each limit that counts them.
         connections: Returns the open connections by state.

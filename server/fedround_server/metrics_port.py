@@ -180,7 +180,7 @@ def _calls(status: ServerStatus) -> Iterable[Metric]:
         (((state,), count) for state, count in counters.connections().items()),
     )
     yield _counter("received_bytes", "Bytes of chunks received in uploads, as sent.", counters.received_bytes)
-    yield _counter("sent_bytes", "Bytes of chunks sent in downloads, as sent.", counters.sent_bytes)
+    yield _counter("sent_bytes", "Bytes of files sent in downloads and events, as sent.", counters.sent_bytes)
 
 
 def _updates(status: ServerStatus) -> Iterable[Metric]:

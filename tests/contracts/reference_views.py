@@ -50,7 +50,7 @@ def read(view: LogView, user_id: str, after: int | None, limit: int) -> tuple[li
     top = EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == view.training_id).scalar() or 0
     rows = _visible(view, user_id).where(EventRow.sequence > after, EventRow.sequence <= top)
     found = [to_event(row) for row in rows.order_by(EventRow.sequence).limit(limit)]
-    events = [_shown(event, view) for event in _with_present_rounds(found, user_id)]
+    events = [_shown(event, view) for event in _with_present_rounds(found, view, user_id)]
     return events, events[-1].sequence if len(events) == limit else max(after, top)
 
 
@@ -94,7 +94,7 @@ def _shown(event: Event, view: LogView) -> Event:
     return replace(event, payload=event.payload.public)
 
 
-def _with_present_rounds(found: Sequence[Event], user_id: str) -> list[Event]:
+def _with_present_rounds(found: Sequence[Event], view: LogView, user_id: str) -> list[Event]:
     """Replaces the starts of rounds by the present state of these rounds."""
     started = {event.payload.round for event in found if isinstance(event.payload, RoundStarted)}
     if not started:
@@ -104,15 +104,29 @@ def _with_present_rounds(found: Sequence[Event], user_id: str) -> list[Event]:
         & (UpdateRow.number == RoundRow.number)
         & (UpdateRow.user_id == user_id)
     )
+    membership = (
+        (CohortRow.training_id == RoundRow.training_id)
+        & (CohortRow.number == RoundRow.number)
+        & (CohortRow.user_id == user_id)
+    )
     rows: Iterable[tuple[Any, ...]] = (
-        RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline, UpdateRow.update_id)
+        RoundRow.select(
+            RoundRow.number, RoundRow.state, RoundRow.attempt, RoundRow.deadline, UpdateRow.update_id, CohortRow.user_id
+        )
         .join(UpdateRow, JOIN.LEFT_OUTER, on=mine)
+        .switch(RoundRow)
+        .join(CohortRow, JOIN.LEFT_OUTER, on=membership)
         .where(RoundRow.training_id == found[0].training_id, RoundRow.number.in_(started))
         .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     )
     present = {
-        number: {"attempt": attempt, "deadline": deadline, "submitted": update_id is not None}
-        for number, attempt, deadline, update_id in rows
+        number: {
+            "attempt": attempt,
+            "deadline": deadline,
+            "submitted": update_id is not None,
+            "asked": state == "OPEN" and update_id is None and member_id is not None and not view.ended,
+        }
+        for number, state, attempt, deadline, update_id, member_id in rows
     }
     return [
         replace(event, payload=replace(event.payload, **present[event.payload.round]))

@@ -35,6 +35,7 @@ def test_streams_of_chunks_are_found() -> None:
         "/fedround.v1.RoundService/DownloadAssignedModel",
         "/fedround.v1.RoundService/DownloadControl",
     }
+    assert found.events == {"/fedround.v1.RoundService/Subscribe"}
 
 
 @pytest.mark.parametrize("message", MESSAGES)

@@ -169,7 +169,7 @@ export class Participant {
   async #result(trainingId, started, signal, log) {
     const problem = this.#problem(started);
     if (problem) throw new Unsupported(problem);
-    const model = parse(await download(this.server, started.model, log));
+    const model = parse(await download(this.server, started, log));
     const round = {
       trainingId,
       number: started.round,

@@ -2,6 +2,8 @@
 
 import { backOff, FedroundError } from "./errors.js";
 
+const INLINE_MODEL_BYTES = 1 << 20; // the largest model that comes with round_started: the most that servers send
+
 /**
  * Yields the events of all trainings of the user, without heartbeats and going_away.
  *
@@ -20,6 +22,7 @@ export async function* subscribe(server, sessionId, log, signal) {
     const request = {
       sessionId,
       resumeAfterSequence: cursors,
+      inlineModelBytes: INLINE_MODEL_BYTES,
       attributes: { client: "examples/node", node: process.version },
     };
     try {

@@ -396,8 +396,9 @@ class RoundStarted(_message.Message):
     """Stochastic rounding of the tensors that have update_precision, as in TrainingSpec."""
     inline_model: _builtins.bytes
     """The file of `model`, whose SHA-256 the subscriber verifies, if it is no larger than the inline_model_bytes of the
-    subscription; else empty, and always for an assigned model, a version that is a delta, and a subscriber that has
-    nothing to do in the round. It is not part of the log: a subscriber whose round_started lacks it downloads the model.
+    subscription. Always empty for an assigned model, a version that is a delta, and a subscriber that has nothing to do
+    in the round; also empty if it is the file that the subscription was sent last, if the file is damaged, and while
+    the server is sending many. It is not part of the log: a subscriber that lacks the file downloads it.
     """
     @_builtins.property
     def model(self) -> Global___ModelInfo:

@@ -389,7 +389,7 @@ class SubscribeRequest(_message.Message):
     """
     inline_model_bytes: _builtins.int
     """The largest model in bytes that the subscriber takes in round_started, as inline_model, in place of a download; 0 for
-    none. At most 1 MiB (1048576).
+    none. At most 1 MiB (1048576). It is sent uncompressed.
     """
     @_builtins.property
     def resume_after_sequence(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:

@@ -111,7 +111,7 @@ class ServerStatus(_message.Message):
     received_bytes: _builtins.int
     """Bytes of chunks received in uploads, before decompression. A counter."""
     sent_bytes: _builtins.int
-    """Bytes of chunks sent in downloads, after compression. A counter."""
+    """Bytes of files sent: of chunks in downloads, after compression, and of models in round_started. A counter."""
     calls_in_progress: _builtins.int
     """Calls in progress, without subscriptions."""
     uploads: _builtins.int

@@ -8,6 +8,7 @@ from fedround_server.coordinator.control import Control
 from fedround_server.coordinator.file_recovery import recover_files
 from fedround_server.coordinator.housekeeping import Housekeeping
 from fedround_server.coordinator.inference import Inference
+from fedround_server.coordinator.inline_models import InlineModels
 from fedround_server.coordinator.model import Models
 from fedround_server.coordinator.privacy import PrivacyAccounting
 from fedround_server.coordinator.reads import Reads
@@ -37,6 +38,7 @@ class Coordinator:
         self.users = Users(context, self.access)
         files = StoredFiles(context)
         self.models = Models(context, self.uploads, files)
+        self.inline_models = InlineModels(context, self.models)
         self.rounds = Rounds(context, self.uploads, files)
         self.submissions = Submissions(context, self.uploads, self.rounds.aggregations, self.rounds.next_rounds)
         self.rejected_updates = RejectedUpdates(context)

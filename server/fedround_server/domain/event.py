@@ -63,6 +63,8 @@ class RoundStarted:
         is_configured: Whether the training has a configuration in this round.
         config: The configuration of the round for the reader, by name; not in the log.
         config_of: The reader, if it has values of its own among these; not in the log.
+        asked: Whether the reader has to submit: it is a member of the cohort, has not submitted, and the round is open;
+            not in the log.
     """
 
     round: int
@@ -81,6 +83,7 @@ class RoundStarted:
     is_configured: bool = False
     config: Mapping[str, Value] = field(default_factory=dict)
     config_of: str = ""
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 from fedround.v1 import event_pb2, round_pb2, round_pb2_grpc
 from fedround_server.coordinator import Coordinator
+from fedround_server.coordinator.inline_models import MAX_INLINE_BYTES, InlineModels
 from fedround_server.coordinator.served_files import ServedFile
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain.errors import FieldInvalid, RoleRequired
-from fedround_server.domain.event import Event, ModelInfo
+from fedround_server.domain.event import Event, ModelInfo, RoundStarted
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages, round_view
@@ -25,6 +26,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         self._coordinator = coordinator
         self._submissions = coordinator.submissions
         self._encoder = EventEncoder()
+        self._inline_models = coordinator.inline_models
 
     async def Subscribe(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
         self,
@@ -43,7 +45,11 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         attributes = fields.parse_attributes("attributes", request.attributes)
         if caller().is_viewer and session_id is not None:
             raise RoleRequired("a viewer takes part in no training: subscribe without session_id, which is for clients")
-        subscriber = _Subscriber(context, self._encoder)
+        limit = fields.parse_at_most("inline_model_bytes", request.inline_model_bytes, MAX_INLINE_BYTES)
+        if caller().is_viewer:
+            # It reads what actors read, and no round asks it for anything.
+            limit = 0
+        subscriber = _Subscriber(context, self._encoder, self._inline_models, limit)
         await self._coordinator.subscriptions.follow(
             caller().user_id,
             training_id,
@@ -177,16 +183,29 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
 
 
 class _Subscriber:
-    """The stream to a subscriber."""
+    """The stream to a subscriber, who takes models of a size in bytes."""
 
-    __slots__ = ("_context", "_encoder")
+    __slots__ = ("_context", "_encoder", "_limit", "_models", "_sent")
 
-    def __init__(self, context: Call, encoder: EventEncoder) -> None:
+    def __init__(self, context: Call, encoder: EventEncoder, models: InlineModels, limit: int) -> None:
         self._context = context
         self._encoder = encoder
+        self._models = models
+        self._limit = limit
+        # The digest of the model that was sent last.
+        self._sent = ""
 
     async def greet(self) -> None:
         await self._context.send_initial_metadata(())
 
     async def send(self, event: Event | Heartbeat | GoingAway) -> None:
-        await self._context.write(self._encoder.encode(event))
+        if self._limit and isinstance(event, Event) and isinstance(event.payload, RoundStarted):
+            await self._start_round(event, event.payload)
+        else:
+            await self._context.write(self._encoder.encode(event))
+
+    async def _start_round(self, event: Event, started: RoundStarted) -> None:
+        async with self._models.lend(started, caller().user_id, self._limit, self._sent) as model:
+            await self._context.write(self._encoder.encode(event, model))
+            if model is not None:
+                self._sent = model.sha256

@@ -8,6 +8,7 @@ from peewee import ModelSelect, Query, fn
 
 from fedround_server.domain.config import Value, resolve
 from fedround_server.domain.event import LAST_OF_A_TRAINING, Event, RoundClosed, RoundStarted, TrainingStarted
+from fedround_server.domain.rounds.round import RoundState
 from fedround_server.store.db.compiled import compiled, compiled_values, in_array
 from fedround_server.store.queries.config import find_client_config, find_config
 from fedround_server.store.queries.log_view import LogView
@@ -128,7 +129,10 @@ def _with_present_rounds(
     """Replaces the starts of rounds by the present state of these rounds: a subscription may begin with one."""
     training_id = readers[0].view.training_id
     rounds = {row.number: row for row in _rounds.all(training_id, started)}
-    submitted = set(_submitted.all(training_id, started, {reader.user_id for reader in readers}))
+    user_ids = {reader.user_id for reader in readers}
+    submitted = set(_submitted.all(training_id, started, user_ids))
+    # Of those that are not the actor, only members of its cohort read the start of a round.
+    members = set(_members.all(training_id, started, user_ids)) if readers[0].view.is_actor else None
     configured = {
         event.payload.round
         for some in found
@@ -136,17 +140,19 @@ def _with_present_rounds(
         if isinstance(event.payload, RoundStarted) and event.payload.is_configured
     }
     configs = {number: _configs(readers, rounds[number]) for number in configured}
-    made: dict[tuple[int, bool, str], Event] = {}
+    made: dict[tuple[int, bool, str, bool], Event] = {}
 
-    def present(event: Event, user_id: str) -> Event:
+    def present(event: Event, reader: LogReader) -> Event:
         payload = event.payload
         if not isinstance(payload, RoundStarted):
             return event
         config = configs.get(payload.round, {"": {}})
-        config_of = user_id if user_id in config else ""
-        key = event.sequence, (payload.round, user_id) in submitted, config_of
+        config_of = reader.user_id if reader.user_id in config else ""
+        row, member = rounds[payload.round], (payload.round, reader.user_id)
+        is_missing = member not in submitted and (members is None or member in members)
+        asked = is_missing and row.state == RoundState.OPEN.value and not reader.view.ended
+        key = event.sequence, member in submitted, config_of, asked
         if key not in made:
-            row = rounds[payload.round]
             fresh = replace(
                 payload,
                 attempt=row.attempt,
@@ -154,11 +160,12 @@ def _with_present_rounds(
                 submitted=key[1],
                 config=config[config_of],
                 config_of=config_of,
+                asked=asked,
             )
             made[key] = replace(event, payload=fresh)
         return made[key]
 
-    return [[present(event, reader.user_id) for event in some] for reader, some in zip(readers, found, strict=True)]
+    return [[present(event, reader) for event in some] for reader, some in zip(readers, found, strict=True)]
 
 
 def _configs(readers: Sequence[LogReader], row: RoundRow) -> dict[str, dict[str, Value]]:
@@ -265,5 +272,5 @@ def _submitted(training_id: str, numbers: Collection[int], user_ids: Collection[
 
 @compiled
 def _rounds(training_id: str, numbers: Collection[int]) -> "ModelSelect[RoundRow]":
-    rows = RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline, RoundRow.model_version)
+    rows = RoundRow.select(RoundRow.number, RoundRow.state, RoundRow.attempt, RoundRow.deadline, RoundRow.model_version)
     return rows.where(RoundRow.training_id == training_id, in_array(RoundRow.number, numbers))

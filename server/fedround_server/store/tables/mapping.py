@@ -345,8 +345,8 @@ def from_payload(payload: Payload) -> dict[str, Any]:
     if isinstance(payload, RoundStarted):
         data["aggregation"] = from_aggregation(payload.aggregation)
         data |= from_transport(payload.transport)
-        # It is resolved for each reader.
-        del data["transport"], data["config"], data["config_of"]
+        # The others are resolved for each reader.
+        del data["transport"], data["config"], data["config_of"], data["asked"]
     if "deadline" in data:
         data["deadline"] = DEADLINE.db_value(data["deadline"])
     return data
