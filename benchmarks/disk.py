@@ -73,7 +73,7 @@ def told(figures: Figures) -> str:
     """Says what was measured, in one line."""
     append, new = figures["fdatasync_ms"], figures["new_file_ms"]
     return (
-        f"disk: {figures['file_system']}; 4 KiB appended and synced (fdatasync) {append['p50']:.2f} ms, p99"
+        f"{figures['file_system']}; 4 KiB appended and synced (fdatasync) {append['p50']:.2f} ms, p99"
         f" {append['p99']:.2f} ms; a new file of 4 KiB, renamed, with its folder {new['p50']:.2f} ms, p99"
         f" {new['p99']:.2f} ms"
     )
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), help="on the disk in question")
     figures = measure_disk(parser.parse_args().folder)
-    print(told(figures))
+    print(f"disk: {told(figures)}")
     keep("disk", figures)
 
 

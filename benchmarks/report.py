@@ -15,6 +15,7 @@ from report_client import saving, sdk, simulation
 from report_rounds import rounds
 from report_server import growth, start, subscribers
 from report_streams import profile, streams
+from report_updates import growth_cohorts_postgresql, rounds_slow_syncs, update_parts, updates
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -23,11 +24,15 @@ Figures = dict[str, Any]
 # A section's name is that of its figures. Its function makes Markdown of them, and may draw pictures into the folder.
 SECTIONS: dict[str, Callable[[Figures, Path], str]] = {
     "rounds": rounds,
+    "rounds_slow_syncs": rounds_slow_syncs,
+    "updates": updates,
+    "update_parts": update_parts,
     "streams": streams,
     "profile": profile,
     "subscribers": subscribers,
     "start": start,
     "growth": growth,
+    "growth_cohorts_postgresql": growth_cohorts_postgresql,
     "saving": saving,
     "sdk": sdk,
     "simulation": simulation,

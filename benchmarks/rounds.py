@@ -184,7 +184,7 @@ def main() -> None:
     if options.before:
         os.environ[BEFORE] = str(options.before)
     disk = measure_disk(options.folder)
-    print(told(disk), flush=True)
+    print(f"disk: {told(disk)}", flush=True)
     results: Figures = {}
     for workload in options.workloads:
         results[workload] = measure(workload, options)

@@ -10,8 +10,8 @@ the API.
     kB a subscription  anonymous memory of the server and all below it, over what it was before the first ones came
     idle CPU           seconds of CPU in a second, over a heartbeat period in which nothing happens
     CPU a delivery     of the server for one event to one subscriber, with what the round itself takes; and of the
-                       subscribers, which share the cores with it. What both take together, spread over all cores, is the
-                       least time in which an event can reach all
+                       subscribers, which share the cores with it: an event cannot reach all sooner than what both take
+                       together, spread over all cores
     delay              from a commit to the receipt by each subscriber: of the one event of a round that is repeated at
                        its deadline, of the two of a round's end, one behind the other on the same streams, of all timed
                        rounds together, and of the one of a removed training, which also ends the streams

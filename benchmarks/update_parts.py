@@ -335,7 +335,7 @@ def main() -> None:
     disk = measure_disk(options.folder)
     found = measure(options)
     show(found)
-    print(told(disk))
+    print(f"disk: {told(disk)}")
     keep("update_parts", {"at_once": options.at_once, "users": options.users, "disk": disk, "sizes": found})
 
 

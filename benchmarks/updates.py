@@ -246,7 +246,7 @@ def main() -> None:
     disk = measure_disk(options.folder)
     found, absent = measure(options)
     show(found)
-    print(told(disk))
+    print(f"disk: {told(disk)}")
     settings = ("users", "rounds", "turns", "processes", "in_flight", "kilobytes", "sync_ms")
     keep(
         "updates",

@@ -1,10 +1,10 @@
 """Not a system, but what these clients cost any server here: the calls of a round, answered from memory.
 
 It has the options, the codec and the allocator of a fedround server, and the clients of fedround.py, to whom it pushes
-small models if they ask. It asks nobody who they are, checks nothing that comes, and writes, logs and remembers nothing:
-only the model of each round is hashed, once, for the clients. So it is what any server in Python over gRPC has to spend;
-but it keeps all updates of a round in memory that nobody used before, which may take longer than to write large ones to
-disk.
+small models if they ask. It asks nobody who they are, checks nothing that comes, and writes, logs and remembers
+nothing: only the model of each round is hashed, once, for the clients. So it is what any server in Python over gRPC has
+to spend; but it keeps all updates of a round in memory that nobody used before, which may take longer than to write
+large ones to disk.
 """
 
 import asyncio
