@@ -27,8 +27,8 @@ def rounds(figures: Figures, folder: Path) -> str:
     lines = [
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']:g} GiB, {machine['system']}, Python"
         f" {machine['python']}; {figures['date']}. {figures['rounds']} rounds a run, {figures['alternations']} runs of"
-        " each system in turn, one of a peer that cannot be the fastest; medians, with the fastest and the slowest round"
-        " in parentheses, or the smallest and the largest ratio of a turn.",
+        " each system in turn, one of a peer that cannot be the fastest; medians, with the fastest and the slowest"
+        " round in parentheses, or the smallest and the largest ratio of a turn.",
         *([f"Disk: {told(figures['disk'])}."] if "disk" in figures else []),
         "",
         f"![Seconds per round, and memory of the server]({PICTURE})",
