@@ -15,8 +15,10 @@ Three parts on one data directory, all calls on the raw stubs:
 
 import argparse
 import math
+import signal
 import sqlite3
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -265,6 +267,8 @@ def main() -> None:
     )
     parser.add_argument("--only-cohorts", action="store_true", help="measure the first part alone")
     options = parser.parse_args()
+    # Whoever ends this ends what it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name) / "data"
         folder.mkdir()
