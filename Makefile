@@ -148,7 +148,8 @@ bench-small: install ## Measure rounds next to the peers five times, small updat
 	@$(BIN)/python benchmarks/growth.py
 	@$(BIN)/python benchmarks/growth.py --database postgresql --only-cohorts
 	@$(BIN)/python benchmarks/subscribers.py
-	@$(BIN)/python benchmarks/report.py
+	@$(BIN)/python benchmarks/report.py --sections rounds rounds_slow_syncs updates update_parts growth \
+		growth_cohorts_postgresql subscribers
 
 screenshots: install ## Take the pictures of docs/dashboard.md; needs Chromium
 	@$(BIN)/python scripts/screenshots.py

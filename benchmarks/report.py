@@ -50,14 +50,17 @@ def replace(page: str, name: str, text: str) -> str:
 
 
 def main() -> None:
-    """Writes all sections that there are results of."""
+    """Writes all sections that there are results of, or some of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which to write")
     options = parser.parse_args()
     results = json.loads(options.results.read_text())
     page = options.page.read_text()
     for name, section in SECTIONS.items():
+        if name not in options.sections:
+            continue
         if name not in results:
             print(f"{name}: no results, left as it is")
             continue
