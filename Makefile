@@ -51,7 +51,7 @@ SHELL         := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test chaos examples check lint types proto errors errors-check settings settings-check reference \
-	reference-check site compat proto-check proto-lint buf bench bench-peers screenshots clean
+	reference-check site compat proto-check proto-lint buf bench bench-peers bench-small screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -133,9 +133,23 @@ bench: install ## Measure all but the peers (about 20 minutes); writes benchmark
 
 bench-peers: install ## Measure rounds of fedround and of its peers in turn; installs these into .peers
 	@$(BIN)/python benchmarks/install_peers.py
-	@$(BIN)/python benchmarks/rounds.py --systems all $(ARGS)
+	@$(BIN)/python benchmarks/rounds.py --systems contenders $(ARGS)
 	@$(BIN)/python benchmarks/simulation.py
 	@$(BIN)/python benchmarks/report.py
+
+# BEFORE=/path/to/another/checkout has its server take turns with this one where syncs are slow.
+bench-small: install ## Measure rounds next to the peers five times, small updates and pushes (about 2 hours)
+	@$(BIN)/python benchmarks/install_peers.py
+	@$(BIN)/python benchmarks/rounds.py --systems contenders --alternations 5
+	@$(BIN)/python benchmarks/rounds.py --systems fedround_slow $(if $(BEFORE),fedround_slow_before --before $(BEFORE)) \
+		--workloads 32x1 100x0.01 --alternations 5
+	@$(BIN)/python benchmarks/updates.py $(if $(BEFORE),--before $(BEFORE))
+	@$(BIN)/python benchmarks/update_parts.py
+	@$(BIN)/python benchmarks/growth.py
+	@$(BIN)/python benchmarks/growth.py --database postgresql --only-cohorts
+	@$(BIN)/python benchmarks/subscribers.py
+	@$(BIN)/python benchmarks/report.py --sections rounds rounds_slow_syncs updates update_parts growth \
+		growth_cohorts_postgresql subscribers
 
 screenshots: install ## Take the pictures of docs/dashboard.md; needs Chromium
 	@$(BIN)/python scripts/screenshots.py

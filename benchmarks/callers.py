@@ -60,11 +60,13 @@ class Caller:
         made = self.users.CreateUser(CreateUserRequest(name=name, role="ROLE_CLIENT"))
         return Caller(self.channel, made.token, made.user.user_id)
 
-    def train(self, participants: Sequence["Caller"], rounds: int, **spec: Any) -> training_pb2.Training:
-        """Creates and starts a training of a tiny model."""
+    def train(
+        self, participants: Sequence["Caller"], rounds: int, *, model: bytes = b"", **spec: Any
+    ) -> training_pb2.Training:
+        """Creates and starts a training of a model that fits into one message, by default a tiny one."""
         spec = {"name": "tiny", "target_num_updates": rounds, **spec}
         wanted = training_pb2.TrainingSpec(client_ids=[one.user_id for one in participants], **spec)
-        message = training_pb2.CreateTrainingRequest(spec=wanted, chunk=tiny())
+        message = training_pb2.CreateTrainingRequest(spec=wanted, chunk=model or tiny())
         made = self.trainings.CreateTraining(iter([message])).training
         self.trainings.StartTraining(training_pb2.StartTrainingRequest(training_id=made.training_id))
         return made

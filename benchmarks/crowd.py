@@ -44,6 +44,7 @@ class Heard:
         disorder: How many events came twice, or behind a later one.
         subscribed: How many are subscribed now.
         complete: Since when all are, as wall time; None if not all are.
+        cpu: Seconds of CPU that the processes of the subscribers have used since they started.
     """
 
     times: "dict[int, array[float]]" = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Heard:
     disorder: int = 0
     subscribed: int = 0
     complete: float | None = None
+    cpu: float = 0.0
 
     def add(self, other: "Heard") -> None:
         """Adds what others heard, or the same later."""
@@ -90,6 +92,7 @@ class Crowd:
                         self.connect([Subscriber(token, after) for token in tokens[start::connections]], 0)
                 case "report":
                     self.heard.subscribed, self.heard.complete = len(self._up), self._complete
+                    self.heard.cpu = time.process_time()
                     parent.send(self.heard)
                     self.heard = Heard()
                 case "leave":
@@ -296,6 +299,7 @@ class Crowds:
             whole.add(heard)
         times = [heard.complete for heard in answers if heard.complete is not None]
         whole.subscribed = sum(heard.subscribed for heard in answers)
+        whole.cpu = sum(heard.cpu for heard in answers)
         whole.complete = max(times) if len(times) == len(answers) else None
         return whole
 

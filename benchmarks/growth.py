@@ -15,12 +15,14 @@ Three parts on one data directory, all calls on the raw stubs:
 
 import argparse
 import math
+import signal
 import sqlite3
 import statistics
+import sys
 import tempfile
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +35,7 @@ from callers import Caller, kind, submit_all
 from fedround.v1.training_pb2 import GetTrainingRequest, Training
 from history import Figures, replay, time_calls, write_history
 from measure import Running, anonymous, cpu_seconds, fedround_server, keep, tree, wait_for
+from servers import postgresql
 
 COHORTS = (100, 300, 1000)
 ROUNDS_OF_HISTORY = 10
@@ -257,18 +260,34 @@ def main() -> None:
     parser.add_argument("--kept-rounds", type=int, default=100, help="of the training that keeps two versions")
     parser.add_argument("--updates", type=int, default=1000, help="in rounds of each size")
     parser.add_argument("--calls", type=int, default=100)
-    parser.add_argument("--database", default="", help="postgresql:// URL of an empty database; SQLite by default")
+    parser.add_argument(
+        "--database",
+        default="",
+        help="postgresql:// URL of an empty database, or `postgresql` for an embedded one; SQLite by default",
+    )
+    parser.add_argument("--only-cohorts", action="store_true", help="measure the first part alone")
     options = parser.parse_args()
-    arguments = ("--database", options.database, "--log-level", "warning")
-    with tempfile.TemporaryDirectory() as name:
+    # Whoever ends this ends what it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name) / "data"
         folder.mkdir()
-        disk = Disk(folder, options.database)
+        url = options.database
+        if url == "postgresql":
+            url, _ = stack.enter_context(postgresql(Path(name) / "postgresql", {}))
+        arguments = ("--database", url, "--log-level", "warning")
+        disk = Disk(folder, url)
         with fedround_server(folder, *arguments) as server, grpc.insecure_channel(server.address) as channel:
             admin = Caller(channel, server.token)
             users = [admin.make(f"user {number}") for number in range(max(COHORTS))]
             few = users[: options.participants]
             cohorts = measure_cohorts(server, admin, users, options.updates)
+            database = "PostgreSQL" if url else "SQLite"
+            if options.only_cohorts:
+                keep(
+                    "growth_cohorts_postgresql" if url else "growth_cohorts", {"database": database, "cohorts": cohorts}
+                )
+                return
             retention = measure_retention(server, admin, few, disk, options.kept_rounds)
             rounds, long = measure_rounds(server, admin, few, disk, options.rounds)
             wide = admin.train(users, 100)
@@ -277,9 +296,8 @@ def main() -> None:
             again = [user.on(channel) for user in users]
             trainings = {"wide": wide, "long": long}
             history = measure_history(admin.on(channel), again, trainings, disk, options.calls)
-    database = "PostgreSQL" if options.database else "SQLite"
     parts = {"rounds": rounds, "retention": retention, "cohorts": cohorts, "history": history}
-    keep("growth", {"database": database, **parts})
+    keep("growth_postgresql" if url else "growth", {"database": database, **parts})
 
 
 if __name__ == "__main__":

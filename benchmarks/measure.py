@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from servers import PREFIX
+
 RESULTS = Path(__file__).parent / "results.json"
 MIB = 1024 * 1024
 LOOKS = 50
@@ -38,13 +40,17 @@ class Running:
 
 
 @contextmanager
-def fedround_server(folder: Path, *arguments: str) -> Iterator[Running]:
+def fedround_server(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Running]:
     """Runs a fedround server on a free port for the time of the block.
 
     Args:
         folder: Its data directory; its log goes next to it.
         arguments: More words for its command line.
+        environment: What its environment has more than this process's; by default what is meant for servers there.
     """
+    if environment is None:
+        own = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+        environment = {name.removeprefix(PREFIX): value for name, value in own.items()}
     command = [
         sys.executable,
         "-m",
@@ -58,7 +64,9 @@ def fedround_server(folder: Path, *arguments: str) -> Iterator[Running]:
     log = folder.parent / f"{folder.name}.log"
     with (
         log.open("w") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **environment}
+        ) as process,
     ):
         try:
             assert process.stdout

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from fedround.v1 import model_pb2, model_pb2_grpc
+from fedround.v1 import model_pb2, model_pb2_grpc, round_pb2, round_pb2_grpc
 from fedround_client.payload import CHUNK
 from fedround_server.counters import Counters
 from fedround_server.grpc_server import OPTIONS, SERVICES
@@ -37,6 +37,18 @@ class NullService(model_pb2_grpc.ModelServiceServicer):
             await context.write(ChunkMessage(ZEROS, 0))
 
 
+class NullRounds(round_pb2_grpc.RoundServiceServicer):
+    """Drops updates."""
+
+    async def SubmitUpdate(  # noqa: N802
+        self, requests: AsyncIterator[round_pb2.SubmitUpdateRequest], _: Any
+    ) -> round_pb2.SubmitUpdateResponse:
+        """Drops what comes, and answers as if it were accepted."""
+        async for _request in requests:
+            pass
+        return round_pb2.SubmitUpdateResponse()
+
+
 def lean_server() -> grpc.aio.Server:
     """Makes a server with the options, the codec and the allocator of a fedround server, and nothing else."""
     keep_freed_blocks()
@@ -47,6 +59,7 @@ async def main() -> None:
     """Serves until it is ended."""
     server = lean_server()
     model_pb2_grpc.add_ModelServiceServicer_to_server(NullService(), server)
+    round_pb2_grpc.add_RoundServiceServicer_to_server(NullRounds(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(port, flush=True)

@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from disk import told
 from peers.systems import SYSTEMS
 from rounds import LAYERS
 
@@ -26,7 +27,9 @@ def rounds(figures: Figures, folder: Path) -> str:
     lines = [
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']:g} GiB, {machine['system']}, Python"
         f" {machine['python']}; {figures['date']}. {figures['rounds']} rounds a run, {figures['alternations']} runs of"
-        " each system in turn; medians, with the fastest and the slowest round in parentheses.",
+        " each system in turn, one of a peer that cannot be the fastest; medians, with the fastest and the slowest"
+        " round in parentheses, or the smallest and the largest ratio of a turn.",
+        *([f"Disk: {told(figures['disk'])}."] if "disk" in figures else []),
         "",
         f"![Seconds per round, and memory of the server]({PICTURE})",
         "",
@@ -47,10 +50,10 @@ def rounds(figures: Figures, folder: Path) -> str:
 def _row(result: Figures, name: str, system: Figures) -> str:
     speed = system.get("speed_of_fastest_peer")
     cells = [
-        _workload(result),
+        workload_name(result),
         f"{SYSTEMS[name].label} {system['version']}".strip(),
         f"{system['seconds']:.2f} ({system['fastest']:.2f} to {system['slowest']:.2f})",
-        "" if speed is None else f"{speed:.2f}",
+        "" if speed is None else f"{speed:.2f}{_spread(system.get('speed_by_turn', []))}",
         f"{system['server_peak_anonymous_bytes'] / 1e6:,.0f} MB",
         f"{system['server_cpu_seconds']:.2f} s",
         f"{system['clients_cpu_seconds']:.2f} s",
@@ -62,14 +65,19 @@ def _row(result: Figures, name: str, system: Figures) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _workload(result: Figures) -> str:
+def workload_name(result: Figures) -> str:
+    """Says how many clients have a model of which size."""
     many = "" if result["layers"] == LAYERS else f" in {result['layers']} tensors"
     return f"{result['clients']} x {result['megabytes']:g} MB{many}"
 
 
+def _spread(ratios: list[float]) -> str:
+    return f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+
+
 def _absent(figures: Figures) -> list[str]:
     return [
-        f"{SYSTEMS[name].label} has no figure at {_workload(result)}: {why}"
+        f"{SYSTEMS[name].label} has no figure at {workload_name(result)}: {why}"
         for result in figures["workloads"].values()
         for name, why in result["absent"].items()
     ]
@@ -83,7 +91,7 @@ def draw(figures: Figures, path: Path) -> None:
     memory: list[Point] = []
     y = 0.0
     for result in figures["workloads"].values():
-        titles.append((y, _workload(result).replace(" x ", " clients x ")))
+        titles.append((y, workload_name(result).replace(" x ", " clients x ")))
         own = result["systems"].get("fedround")
         for name, system in result["systems"].items():
             y += 1

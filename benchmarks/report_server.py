@@ -22,6 +22,7 @@ def subscribers(figures: Figures, _: Path) -> str:
         f"| | {' | '.join(title for title, _ in shapes)} |",
         f"|---|{'--:|' * len(shapes)}",
         _row("memory per subscription", [f"{shape['kb_a_subscription']:.1f} kB" for _, shape in shapes]),
+        _row("CPU per event and subscriber: server, subscribers", [_cpu(shape) for _, shape in shapes]),
         _row("CPU when idle, share of one core", [f"{shape['idle_cpu']:.1%}" for _, shape in shapes]),
     ]
     for event, what in EVENTS.items():
@@ -92,6 +93,11 @@ def growth(figures: Figures, _: Path) -> str:
         lines.append(f"| {call} | {' | '.join(cells)} | {timed['fresh']['median_ms']:.1f} ms |")
     lines += ["", "Medians; in parentheses the ratio to the same call about the new training."]
     return "\n".join(lines)
+
+
+def _cpu(shape: Figures) -> str:
+    theirs = shape.get("subscribers_cpu_a_delivery_us")
+    return f"{shape['cpu_a_delivery_us']} us" + ("" if theirs is None else f", {theirs} us")
 
 
 def _row(name: str, cells: list[str]) -> str:

@@ -9,7 +9,9 @@ the API.
 
     kB a subscription  anonymous memory of the server and all below it, over what it was before the first ones came
     idle CPU           seconds of CPU in a second, over a heartbeat period in which nothing happens
-    CPU a delivery     of the server for one event to one subscriber, with what the round itself takes
+    CPU a delivery     of the server for one event to one subscriber, with what the round itself takes; and of the
+                       subscribers, which share the cores with it: an event cannot reach all sooner than what both take
+                       together, spread over all cores
     delay              from a commit to the receipt by each subscriber: of the one event of a round that is repeated at
                        its deadline, of the two of a round's end, one behind the other on the same streams, of all timed
                        rounds together, and of the one of a removed training, which also ends the streams
@@ -163,10 +165,11 @@ class Bench:
         spent, start = self._cpu(), time.monotonic()
         time.sleep(self._options.idle)
         figures["idle_cpu"] = round((self._cpu() - spent) / (time.monotonic() - start), 3)
-        crowds.report()
-        spent = self._cpu()
+        spent, theirs = self._cpu(), crowds.report().cpu
         told = [self._tell_all(crowds, self._driver.close_round, 2) for _ in range(self._options.rounds)]
-        figures["cpu_a_delivery_us"] = round((self._cpu() - spent) * 1e6 / (2 * self._count * len(told)))
+        deliveries = 2 * self._count * len(told)
+        figures["cpu_a_delivery_us"] = round((self._cpu() - spent) * 1e6 / deliveries)
+        figures["subscribers_cpu_a_delivery_us"] = round((crowds.report().cpu - theirs) * 1e6 / deliveries)
         for kind in ("round_closed", "round_started"):
             figures[kind] = spread([delay for delays in told for delay in delays[kind]])
         figures["kb_a_subscription_later"] = round((self._memory() - self._base) / self._count / 1000, 1)
@@ -275,7 +278,8 @@ def show(name: str, figures: Figures) -> None:
     print(f"{name}: {figures['connections']} connections")
     print(f"  kB a subscription  {figures['kb_a_subscription']}, {later} after some rounds")
     print(f"  idle CPU           {figures['idle_cpu']}")
-    print(f"  CPU a delivery     {figures['cpu_a_delivery_us']} us")
+    own, theirs = figures["cpu_a_delivery_us"], figures["subscribers_cpu_a_delivery_us"]
+    print(f"  CPU a delivery     {own} us, and of the subscribers {theirs} us")
     for kind in ("round_extended", "round_closed", "round_started", "training_removed"):
         print(f"  {kind:19}{figures[kind]} s")
     for storm in figures["storms"]:

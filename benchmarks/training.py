@@ -16,6 +16,7 @@ from pathlib import Path
 from measure import Usage, cpu_seconds, tree
 from peers.common import LAYERS, Workload
 from peers.systems import SYSTEMS
+from servers import Unavailable, variant
 
 HERE = Path(__file__).parent
 STEP = 0.05
@@ -68,9 +69,12 @@ def run_training(
     os.sync()
     with tempfile.TemporaryDirectory(prefix="rounds-", dir=folder) as own:
         workload = Workload(clients, megabytes, rounds + 1, Path(own))
-        words = (name, str(clients), str(megabytes), str(rounds + 1), own)
+        words = (SYSTEMS[name].module or name, str(clients), str(megabytes), str(rounds + 1), own)
         os.environ[LAYERS] = str(layers)
-        environment = dict(os.environ)
+        try:
+            environment = {**os.environ, **variant(SYSTEMS[name].kinds, Path(own))}
+        except Unavailable as error:
+            raise Failed(str(error)) from None
         if SYSTEMS[name].is_peer:
             # Nothing of this environment, and nothing left behind in the user's home.
             environment |= {"PYTHONPATH": str(HERE), "HOME": own, "FLWR_TELEMETRY_ENABLED": "0"}
@@ -87,7 +91,7 @@ def run_training(
             ) as process,
         ):
             try:
-                return watch(process, workload, timeout)
+                return watch(process, workload, timeout, SYSTEMS[name].relative_error)
             except Failed as error:
                 raise Failed(f"{error}: {_last_line(log)}") from None
             finally:
@@ -110,8 +114,15 @@ def find_python(name: str, peers: Path) -> Path:
     return peers / environment / "bin" / "python"
 
 
-def watch(process: "subprocess.Popen[bytes]", workload: Workload, timeout: float) -> Run:
-    """Follows what a run tells, from its second round to its end."""
+def watch(process: "subprocess.Popen[bytes]", workload: Workload, timeout: float, relative_error: float = 0.0) -> Run:
+    """Follows what a run tells, from its second round to its end.
+
+    Args:
+        process: What was started.
+        workload: What it has to do.
+        timeout: Seconds that it may take.
+        relative_error: The largest of the change of the first weight that each update may have.
+    """
     deadline = time.monotonic() + timeout
     told = _Told(process, workload.folder / "told", deadline)
     told.wait_for("round", 2)
@@ -126,9 +137,10 @@ def watch(process: "subprocess.Popen[bytes]", workload: Workload, timeout: float
     (workload.folder / "seen").touch()
     told.wait_for("first", 1)
     # Each client added its number to the first weight, in each round.
-    expected = float(workload.layers()[0][0]) + workload.rounds * (workload.clients + 1) / 2
+    change = workload.rounds * (workload.clients + 1) / 2
+    expected = float(workload.layers()[0][0]) + change
     (first,) = (float(value) for value in told.all("first"))
-    if abs(first - expected) > 1e-3 * workload.rounds * workload.clients:
+    if abs(first - expected) > 1e-3 * workload.rounds * workload.clients + relative_error * change:
         raise Failed(f"the average is wrong: {first}, not {expected}")
     marks = [float(mark) for mark in told.all("round")]
     counted = workload.rounds - 1

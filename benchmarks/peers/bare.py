@@ -1,9 +1,10 @@
 """Not a system, but what these clients cost any server here: the calls of a round, answered from memory.
 
-It has the options, the codec and the allocator of a fedround server, and the clients of fedround.py. It asks nobody who
-they are, checks nothing that comes, and writes, logs and remembers nothing: only the model of each round is hashed,
-once, for the clients. So it is what any server in Python over gRPC has to spend; but it keeps all updates of a round in
-memory that nobody used before, which may take longer than to write large ones to disk.
+It has the options, the codec and the allocator of a fedround server, and the clients of fedround.py, to whom it pushes
+small models if they ask. It asks nobody who they are, checks nothing that comes, and writes, logs and remembers
+nothing: only the model of each round is hashed, once, for the clients. So it is what any server in Python over gRPC has
+to spend; but it keeps all updates of a round in memory that nobody used before, which may take longer than to write
+large ones to disk.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ class Services(round_pb2_grpc.RoundServiceServicer, model_pb2_grpc.ModelServiceS
         self._layers = {f"layer{number}": layer for number, layer in enumerate(workload.layers())}
         self._model: list[ChunkMessage] = []
         self._subscribers: list[asyncio.Queue[event_pb2.Event | None]] = []
+        self._inline_bytes = 0
         self._updates: list[bytes] = []
         self._round = 0
 
@@ -39,6 +41,7 @@ class Services(round_pb2_grpc.RoundServiceServicer, model_pb2_grpc.ModelServiceS
         """Tells of the rounds."""
         events: asyncio.Queue[event_pb2.Event | None] = asyncio.Queue()
         self._subscribers.append(events)
+        self._inline_bytes = request.inline_model_bytes
         if len(self._subscribers) == self._workload.clients:
             self._start_round()
         while event := await events.get():
@@ -65,7 +68,10 @@ class Services(round_pb2_grpc.RoundServiceServicer, model_pb2_grpc.ModelServiceS
         chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
         self._model = [ChunkMessage(chunk, google_crc32c.value(chunk)) for chunk in chunks]
         info = event_pb2.ModelInfo(sha256=digest(chunks), size_bytes=len(data))
-        self._tell_all(event_pb2.Event(round_started=event_pb2.RoundStarted(round=self._round, model=info)))
+        started = event_pb2.RoundStarted(round=self._round, model=info)
+        if len(data) <= self._inline_bytes:
+            started.inline_model = data
+        self._tell_all(event_pb2.Event(round_started=started))
 
     def _end_round(self) -> None:
         updates = [load(update) for update in self._updates]

@@ -7,6 +7,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from typing import Any
 
 import google_crc32c
 
@@ -81,8 +82,8 @@ def messages(spec: UpdateSpec, chunks: list[bytes]) -> Iterator[SubmitUpdateRequ
         yield ChunkMessage(chunk, google_crc32c.value(chunk))
 
 
-def run(workload: Workload, take_part: TakePart = take_part) -> None:
-    """Runs one training."""
+def run(workload: Workload, take_part: TakePart = take_part, **spec: Any) -> None:
+    """Runs one training; `spec` goes to `create_training`."""
     tell("version", version("fedround"))
     processes = Processes()
     with (
@@ -96,6 +97,7 @@ def run(workload: Workload, take_part: TakePart = take_part) -> None:
             name="benchmark",
             target_num_updates=workload.rounds,
             client_ids=[user.user_id for user, _ in created],
+            **spec,
         )
         for number, (_, token) in enumerate(created):
             processes.start("client", take_part, number, server.address, token, training.training_id)
