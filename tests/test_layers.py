@@ -54,8 +54,7 @@ LAYERS = {
     "config": layer("domain", "pydantic pydantic_core pydantic_settings"),
     "tls": layer("host", "grpc structlog"),
     "logs": layer("domain", "structlog"),
-    **dict.fromkeys(("audit", "backup"), layer("domain host store config", "pydantic")),
-    "doctor": layer("domain host blobs store config", "pydantic"),
+    **dict.fromkeys(("audit", "backup", "doctor"), layer("domain host blobs store config", "pydantic")),
     "grpc_server": layer(
         "domain host counters traces coordinator methods interceptors services config tls",
         "fedround google.rpc grpc grpc_channelz grpc_health grpc_reflection",
