@@ -28,6 +28,7 @@ from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import Role, User
 from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format.compare import check_same
+from fedround_server.engine.format.finite import find_not_finite
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.tensors import TensorFile
 from fedround_server.engine.jobs import CheckJob, CheckResult
@@ -127,7 +128,7 @@ def header_gate(folder: Path) -> Iterator[Target]:
 
 @contextmanager
 def tensor_file(folder: Path) -> Iterator[Target]:
-    """Whole files that passed the gate, mapped and looked through as the worker does."""
+    """Whole files that passed the gate, looked through while they arrive, and mapped as the worker does."""
 
     def target(rand: random.Random) -> str:
         data = mutate(rand, a_file(rand), rand.choice((0, 1)))
@@ -142,7 +143,9 @@ def tensor_file(folder: Path) -> Iterator[Target]:
         path.write_bytes(data[: gate.layout.size_bytes].ljust(gate.layout.size_bytes, rand.choice((b"\0", b"\xff"))))
         with TensorFile(path) as file:
             assert file.layout.manifest == gate.layout.manifest
-        return "finite" if check_numbers(path).not_finite is None else "not finite"
+        found = check_numbers(path).not_finite
+        assert find_not_finite(gate.layout, path.read_bytes()) == found
+        return "finite" if found is None else "not finite"
 
     yield target
 
