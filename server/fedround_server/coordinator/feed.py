@@ -1,7 +1,7 @@
 """Feeds: each reads the log of one training for all subscriptions to it, which would otherwise ask one by one."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from fedround_server.domain.errors import FedroundError
@@ -102,6 +102,7 @@ class _Feed:
     async def _tell(self, followers: Iterable[Follower]) -> None:
         places = [(one, one.place(self._training_id)) for one in followers]
         asked = [place for _, place in places if place is not None]
+        pages: Iterator[LogPage | FedroundError | None]
         try:
             pages = iter(await self._events.poll_all(self._training_id, asked, BATCH))
         except Exception:
