@@ -2,11 +2,18 @@
 
 import asyncio
 from collections.abc import Iterable
-from typing import Self
+from typing import Protocol, Self
 
 ACTOR = "actor of "
 NEW_TRAINING = "new training"
 """The topic of the creation of trainings, of all users."""
+
+
+class Listener(Protocol):
+    """What follows topics."""
+
+    def wake(self, topic: str) -> None:
+        """Receives a wake-up; must return at once."""
 
 
 class Waiter:
@@ -42,17 +49,24 @@ class Waiter:
         self._woken.add(topic)
         _end(self._future)
 
-    async def wait(self, seconds: float) -> frozenset[str]:
+    def stir(self) -> None:
+        """Ends the present wait, or the next one, as a timeout does."""
+        if self._woken is None:
+            self._woken = set()
+        _end(self._future)
+
+    async def wait(self, seconds: float | None = None) -> frozenset[str]:
         """Waits for wake-ups, unless some came since the last wait; returns their topics, none after a timeout."""
         if self._woken is None:
             # An asyncio.Event with asyncio.timeout would take a kilobyte more for each of thousands of waiters.
             loop = asyncio.get_running_loop()
             self._future = loop.create_future()
-            timer = loop.call_later(seconds, _end, self._future)
+            timer = None if seconds is None else loop.call_later(seconds, _end, self._future)
             try:
                 await self._future
             finally:
-                timer.cancel()
+                if timer is not None:
+                    timer.cancel()
                 self._future = None
         woken, self._woken = self._woken, None
         return frozenset(woken or ())
@@ -74,35 +88,35 @@ def training_of(topic: str) -> str:
 
 
 class Hub:
-    """Maps topics to waiters. Topics: ids of trainings and users, what `for_actor` returns, and NEW_TRAINING."""
+    """Maps topics to listeners. Topics: ids of trainings and users, what `for_actor` returns, and NEW_TRAINING."""
 
     def __init__(self) -> None:
-        self._waiters: dict[str, set[Waiter]] = {}
+        self._listeners: dict[str, set[Listener]] = {}
 
     def waiter(self) -> Waiter:
         """Returns a new waiter."""
         return Waiter(self)
 
     def notify(self, *topics: str) -> None:
-        """Wakes all waiters that follow one of these topics."""
+        """Wakes all that follow one of these topics."""
         for topic in topics:
-            for waiter in self._waiters.get(topic, ()):
-                waiter.wake(topic)
+            for listener in self._listeners.get(topic, ()):
+                listener.wake(topic)
 
     def notify_all(self) -> None:
-        """Wakes all waiters."""
-        self.notify(*self._waiters)
+        """Wakes all listeners."""
+        self.notify(*self._listeners)
 
-    def add(self, topic: str, waiter: Waiter) -> bool:
-        """Adds a waiter to a topic; returns whether that is new."""
-        waiters = self._waiters.setdefault(topic, set())
-        known = waiter in waiters
-        waiters.add(waiter)
+    def add(self, topic: str, listener: Listener) -> bool:
+        """Adds a listener to a topic; returns whether that is new."""
+        listeners = self._listeners.setdefault(topic, set())
+        known = listener in listeners
+        listeners.add(listener)
         return not known
 
-    def remove(self, topic: str, waiter: Waiter) -> None:
-        """Removes a waiter from a topic."""
-        waiters = self._waiters[topic]
-        waiters.discard(waiter)
-        if not waiters:
-            del self._waiters[topic]
+    def remove(self, topic: str, listener: Listener) -> None:
+        """Removes a listener from a topic."""
+        listeners = self._listeners[topic]
+        listeners.discard(listener)
+        if not listeners:
+            del self._listeners[topic]

@@ -39,7 +39,7 @@ async def waiting(coordination: Coordination, training_id: str, user: str) -> "a
     new = replace(new, blob=put(coordination.context.blobs, f"0 {user}".encode()))
     task = asyncio.create_task(coordination.coordinator.submissions._accept_update(new))
     hub = coordination.context.hub
-    while not hub._waiters.get(user):
+    while not hub._listeners.get(user):
         await asyncio.sleep(0)
     assert not task.done()
     return task
@@ -178,7 +178,7 @@ async def test_a_failure_waits_too(store: Store, tmp_path: Path) -> None:
         actor, training_id, users = await closed(coordination)
         rounds = coordination.coordinator.rounds
         report = asyncio.create_task(rounds.report_failure(training_id, 0, users[0], "TRAIN_FAILED", "no disk"))
-        while not coordination.context.hub._waiters.get(training_id):
+        while not coordination.context.hub._listeners.get(training_id):
             await asyncio.sleep(0)
         coordination.engine.may_end.set()
         await report

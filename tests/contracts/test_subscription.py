@@ -15,17 +15,14 @@ from fedround_server.coordinator.subscription import Heartbeat, Subscriptions
 from fedround_server.domain.errors import CursorExpired
 from fedround_server.domain.event import (
     Event,
-    RoundClosed,
     RoundStarted,
     TrainingRemoved,
     TrainingStarted,
     UpdateAccepted,
 )
 from fedround_server.domain.limits import Limits
-from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
-from fedround_server.store.db.group_commit import Call, Transactions
 from fedround_server.wakeups import NEW_TRAINING, Hub, for_actor
 
 NOTHING: Any = None
@@ -74,7 +71,7 @@ Listen = Callable[..., Listener]
 
 async def waiting(hub: Hub, user: str) -> None:
     """Returns when the user's subscription waits for a wake-up."""
-    (waiter,) = hub._waiters[user]
+    (waiter,) = hub._listeners[user]
     while waiter._future is None:
         await asyncio.sleep(0.001)
 
@@ -215,31 +212,6 @@ async def test_all_events_of_a_later_training_are_sent(store: Store, world: Worl
     hub.notify(clients[0])
     assert isinstance(await listener.next(), TrainingStarted)
     assert isinstance(await listener.next(), RoundStarted)
-
-
-async def test_many_wake_ups_take_few_verbs(
-    store: Store, world: World, hub: Hub, listen: Listen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, clients, training = await world.running(2, target_num_updates=3, round_policy=RoundPolicy(min_updates=1))
-    listeners = [listen(clients[number % 2], training.training_id) for number in range(200)]
-    for one in listeners:
-        assert isinstance(await one.next(), RoundStarted)
-    await world.submit(training.training_id, 0, clients[0])
-    await world.commit(training.training_id)
-    verbs: list[str] = []
-    run = Transactions._run
-
-    def noted(self: Transactions, call: Call) -> Any:
-        verbs.append(call.name)
-        return run(self, call)
-
-    monkeypatch.setattr(Transactions, "_run", noted)
-    hub.notify(training.training_id)
-    for one in listeners:
-        assert isinstance(await one.next(), RoundClosed)
-        assert isinstance(await one.next(), RoundStarted)
-    # All ask at the same moment; none asks alone, and none is asked for what it has.
-    assert verbs == ["event.poll"]
 
 
 @pytest.mark.parametrize("resume_after", [1, 2, 9, (1 << 32) - 1])

@@ -57,4 +57,4 @@ async def test_who_left_is_forgotten() -> None:
         waiter.follow(["a"])
     hub.notify("a", "b", "not followed")
     assert not await waiter.wait(0.01)
-    assert hub._waiters == {}
+    assert hub._listeners == {}

@@ -1,17 +1,18 @@
 """Subscriptions: each has a cursor in the logs of trainings, and no queue."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.feed import BATCH, Feeds
+from fedround_server.coordinator.heartbeats import Heartbeats
 from fedround_server.coordinator.sessions import Sessions
 from fedround_server.domain.errors import CursorExpired, FieldInvalid
 from fedround_server.domain.event import Event, history_of
+from fedround_server.store.queries.event_log import LogPage
 from fedround_server.store.queries.log_view import LogView
 from fedround_server.wakeups import NEW_TRAINING, Waiter, for_actor, training_of
-
-BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Subscriptions:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._sessions = Sessions()
+        self._feeds = Feeds(context.hub, context.store.events)
+        self._heartbeats = Heartbeats(context.limits.heartbeat.total_seconds())
         self._closing = False
 
     def close(self) -> None:
@@ -81,43 +84,56 @@ class Subscriptions:
             subscription: _One | _All
             if training_id is not None:
                 reader_id = await self._context.store.viewers.actor_of(training_id) if is_viewer else user_id
-                subscription = _One(self._context, reader_id, training_id, resume_after, waiter)
+                subscription = _One(self._context, self._feeds, reader_id, training_id, resume_after, waiter)
             elif is_viewer:
-                subscription = _Everything(self._context, user_id, resume_after, waiter)
+                subscription = _Everything(self._context, self._feeds, user_id, resume_after, waiter)
             else:
-                subscription = _All(self._context, user_id, resume_after, waiter)
+                subscription = _All(self._context, self._feeds, user_id, resume_after, waiter)
             waiter.follow([subscription.home])
-            line = _Line(send, greet)
-            seconds = self._context.limits.heartbeat.total_seconds()
-            topics: frozenset[str] = frozenset()
             self._context.presence.describe(user_id, attributes or {})
-            with self._context.presence.listening(user_id, self._context.clock.now):
+            with (
+                subscription,
+                _Line(send, greet, waiter, self._heartbeats) as line,
+                self._context.presence.listening(user_id, self._context.clock.now),
+            ):
+                topics: frozenset[str] = frozenset()
                 while not await subscription.drain(line.send, topics):
                     await line.greet()
                     if self._closing:
                         await line.send(GoingAway(*subscription.position()))
                         return
-                    if line.silence >= seconds:
+                    if self._heartbeats.is_due(line):
                         await line.send(Heartbeat(*subscription.position()))
-                    topics = await waiter.wait(seconds - line.silence)
+                    topics = await waiter.wait()
+                if training_id is not None:
+                    await self._feeds.let_others_read(training_id)
 
 
 class _Line:
-    """Sends to a subscriber, and measures the silence since: not every wake-up leads to an event."""
+    """Sends to a subscriber; a context manager, within which it has heartbeats: not every wake-up leads to an event."""
 
-    __slots__ = ("_clock", "_greet", "_greeted", "_send", "_spoke")
+    __slots__ = ("_greet", "_greeted", "_heartbeats", "_send", "_waiter", "spoke")
 
-    def __init__(self, send: Send, greet: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, send: Send, greet: Callable[[], Awaitable[None]], waiter: Waiter, heartbeats: Heartbeats
+    ) -> None:
         self._send = send
         self._greet = greet
         self._greeted = False
-        self._clock = asyncio.get_running_loop().time
-        self._spoke = self._clock()
+        self._heartbeats = heartbeats
+        self._waiter = waiter
+        self.spoke = 0.0
 
-    @property
-    def silence(self) -> float:
-        """Seconds since the last message was sent."""
-        return self._clock() - self._spoke
+    def __enter__(self) -> Self:
+        self._heartbeats.spoke(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._heartbeats.forget(self)
+
+    def stir(self) -> None:
+        """Has the subscription look at the log, and send a heartbeat."""
+        self._waiter.stir()
 
     async def greet(self) -> None:
         """Greets the subscriber, unless a message was sent before."""
@@ -129,7 +145,7 @@ class _Line:
         """Sends a message."""
         self._greeted = True
         await self._send(event)
-        self._spoke = self._clock()
+        self._heartbeats.spoke(self)
 
 
 class _Subscription:
@@ -140,42 +156,95 @@ class _Subscription:
     subscriber can see of new trainings.
     """
 
-    __slots__ = ("_cursors", "_resume_after", "_start_after", "_store", "_waiter", "home", "user_id")
+    __slots__ = (
+        "_cursors",
+        "_feeds",
+        "_followed",
+        "_offered",
+        "_resume_after",
+        "_start_after",
+        "_store",
+        "_waiter",
+        "home",
+        "user_id",
+    )
 
-    def __init__(self, context: Context, user_id: str, resume_after: Mapping[str, int], waiter: Waiter) -> None:
+    def __init__(
+        self, context: Context, feeds: Feeds, user_id: str, resume_after: Mapping[str, int], waiter: Waiter
+    ) -> None:
         self.user_id = user_id
         self.home = user_id
+        self._feeds = feeds
+        self._followed: list[str] = []
         self._store = context.store.events
         self._resume_after = resume_after
         # The cursor of trainings without a position; None to begin with the current round.
         self._start_after: int | None = None
         self._waiter = waiter
         self._cursors: dict[str, int] = {}
+        # The last page that a feed has offered, by training, with the cursor that it follows. There is no queue: the
+        # next page from the same cursor replaces it.
+        self._offered: dict[str, tuple[int, LogPage]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops following the logs of trainings."""
+        for training_id in self._followed:
+            self._feeds.leave(training_id, self)
+
+    def place(self, training_id: str) -> tuple[str, int] | None:
+        """Returns the user as whom it reads a log and its cursor; None before it has one."""
+        cursor = self._cursors.get(training_id)
+        return None if cursor is None else (self._reader(training_id), cursor)
+
+    def offer(self, training_id: str, start: int, page: LogPage | None) -> None:
+        """Receives what is new after a cursor; None if it has to read the log itself."""
+        if page is not None:
+            is_next = start == self._cursors[training_id]
+            if not page.events and not page.view.ended:
+                # Nothing of this is for the reader.
+                if is_next and training_id not in self._offered:
+                    self._cursors[training_id] = page.cursor
+                return
+            if is_next:
+                self._offered[training_id] = start, page
+        self._waiter.wake(training_id)
 
     async def _catch_up(self, training_id: str, send: Send) -> LogView:
         """Sends the new events of a training; returns the view that includes them."""
         cursor = self._cursors.get(training_id)
         start = None
         if cursor is None:
-            self._waiter.follow([training_id])
+            self._follow(training_id)
             cursor = start = self._resume_after.get(training_id, self._start_after)
-        reader_id = await self._reader(training_id)
         while True:
-            page = await self._store.poll(training_id, reader_id, cursor, BATCH)
+            offered = self._offered.pop(training_id, None)
+            if offered is not None and offered[0] == cursor:
+                page = offered[1]
+            else:
+                page = await self._store.poll(training_id, self._reader(training_id), cursor, BATCH)
             if start and history_of(start) != history_of(page.view.last_sequence):
                 raise CursorExpired(
                     f"resume_after_sequence {start} is from before the training {training_id} was restored from a"
                     " backup: subscribe without it to start at the current round"
                 )
             follows_more = page.view.is_actor and self._waiter.follow([for_actor(training_id)])
+            # Before the events are sent: what a feed offers meanwhile follows them.
+            cursor = self._cursors[training_id] = page.cursor
             for event in page.events:
                 await send(event)
-            cursor = self._cursors[training_id] = page.cursor
             # No wake-up tells of what happened for the actor alone before its topic was followed: look again.
             if len(page.events) < BATCH and not follows_more:
                 return page.view
 
-    async def _reader(self, training_id: str) -> str:
+    def _follow(self, training_id: str) -> None:
+        if training_id not in self._followed:
+            self._followed.append(training_id)
+            self._feeds.join(training_id, self)
+
+    def _reader(self, training_id: str) -> str:
         """Returns as whom the log of a training is read."""
         return self.user_id
 
@@ -186,9 +255,15 @@ class _One(_Subscription):
     __slots__ = ("_training_id",)
 
     def __init__(
-        self, context: Context, user_id: str, training_id: str, resume_after: Mapping[str, int], waiter: Waiter
+        self,
+        context: Context,
+        feeds: Feeds,
+        user_id: str,
+        training_id: str,
+        resume_after: Mapping[str, int],
+        waiter: Waiter,
     ) -> None:
-        super().__init__(context, user_id, resume_after, waiter)
+        super().__init__(context, feeds, user_id, resume_after, waiter)
         if foreign := sorted(resume_after.keys() - {training_id}):
             raise FieldInvalid("resume_after_sequence", f"{foreign[0]} is not the training that you subscribe to")
         self._training_id = training_id
@@ -205,8 +280,10 @@ class _All(_Subscription):
 
     __slots__ = ("_unfinished",)
 
-    def __init__(self, context: Context, user_id: str, resume_after: Mapping[str, int], waiter: Waiter) -> None:
-        super().__init__(context, user_id, resume_after, waiter)
+    def __init__(
+        self, context: Context, feeds: Feeds, user_id: str, resume_after: Mapping[str, int], waiter: Waiter
+    ) -> None:
+        super().__init__(context, feeds, user_id, resume_after, waiter)
         # Trainings to look at even if they have ended or the user has left them: their last event is still to be sent.
         self._unfinished = set(resume_after)
 
@@ -244,13 +321,15 @@ class _Everything(_All):
 
     __slots__ = ("_actors", "_viewers")
 
-    def __init__(self, context: Context, user_id: str, resume_after: Mapping[str, int], waiter: Waiter) -> None:
-        super().__init__(context, user_id, resume_after, waiter)
+    def __init__(
+        self, context: Context, feeds: Feeds, user_id: str, resume_after: Mapping[str, int], waiter: Waiter
+    ) -> None:
+        super().__init__(context, feeds, user_id, resume_after, waiter)
         self.home = NEW_TRAINING
         self._viewers = context.store.viewers
         self._actors: dict[str, str] = {}
 
-    async def _reader(self, training_id: str) -> str:
+    def _reader(self, training_id: str) -> str:
         return self._actors[training_id]
 
     async def _views(self, woken: Collection[str]) -> list[LogView]:

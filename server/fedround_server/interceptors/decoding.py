@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -51,9 +52,11 @@ class DecodingInterceptor(WrappingInterceptor):
         return rebuild(handler, lambda inner: wrap_request(inner, prepare), None, handler.response_serializer)
 
 
-async def _only_message(name: str, messages: AsyncIterator[bytes]) -> bytes:
+async def _only_message(name: str, messages: Any) -> bytes:
     try:
-        async with asyncio.timeout(MESSAGE_SECONDS):
-            return await anext(messages)
+        # gRPC's generator refers to itself until it is closed, and so keeps all of the call until there is a garbage
+        # collection.
+        async with asyncio.timeout(MESSAGE_SECONDS), aclosing(aiter(messages)) as generator:
+            return await anext(generator)
     except (StopAsyncIteration, TimeoutError):
         raise MessageInvalid(f"{name} takes one message, and none came: send it, even an empty one") from None

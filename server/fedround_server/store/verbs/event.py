@@ -41,11 +41,22 @@ class EventVerbs(Verbs):
             TrainingNotFound: The user never took part in the training.
             CursorExpired: The log ends before the cursor.
         """
-        # The last event of a view is in the log before the view is marked as ended: so views are read first.
-        views = find_views((training_id, user_id) for training_id, user_id, _, _ in asked)
-        begun = [_begin(views, *question) for question in asked]
-        pages = iter(read_logs([one for one in begun if isinstance(one, LogReader)]))
-        return [next(pages) if isinstance(one, LogReader) else one for one in begun]
+        return _poll(asked)
+
+    @verb
+    def poll_all(
+        self, training_id: str, readers: Sequence[tuple[str, int]], limit: int
+    ) -> list[LogPage | FedroundError]:
+        """Reads on after the cursors of many readers (user, cursor) of one log; what `poll` raises is returned."""
+        return _poll([(training_id, user_id, cursor, limit) for user_id, cursor in readers])
+
+
+def _poll(asked: Sequence[tuple[str, str, int | None, int]]) -> list[LogPage | FedroundError]:
+    # The last event of a view is in the log before the view is marked as ended: so views are read first.
+    views = find_views((training_id, user_id) for training_id, user_id, _, _ in asked)
+    begun = [_begin(views, *question) for question in asked]
+    pages = iter(read_logs([one for one in begun if isinstance(one, LogReader)]))
+    return [next(pages) if isinstance(one, LogReader) else one for one in begun]
 
 
 def _begin(

@@ -1,0 +1,69 @@
+"""Heartbeats: one timer finds the subscriptions that have been silent for long, among thousands."""
+
+import asyncio
+from collections import OrderedDict
+from typing import Protocol
+
+TICKS = 20
+"""How often silent subscriptions are looked for within the time between two heartbeats."""
+TURN = 50
+"""How many are woken in one turn of the event loop."""
+
+
+class Line(Protocol):
+    """A stream to a subscriber.
+
+    Attributes:
+        spoke: When the last message was sent, by the event loop's clock.
+    """
+
+    spoke: float
+
+    def stir(self) -> None:
+        """Has the subscription send a heartbeat, if it still `is_due`."""
+
+
+class Heartbeats:
+    """Stirs lines on which nothing was sent for some time."""
+
+    def __init__(self, seconds: float) -> None:
+        """Begins without lines.
+
+        Args:
+            seconds: The longest silence of a line, as far as the subscriber reads.
+        """
+        self._tick = seconds / TICKS
+        # A line is found within a tick after this.
+        self._silence = seconds - self._tick
+        # By the time of their last message.
+        self._lines: OrderedDict[Line, None] = OrderedDict()
+        self._timer: asyncio.Handle | None = None
+
+    def spoke(self, line: Line) -> None:
+        """Notes that a message was sent, the first one of a line or a later one."""
+        loop = asyncio.get_running_loop()
+        line.spoke = loop.time()
+        self._lines[line] = None
+        self._lines.move_to_end(line)
+        if self._timer is None:
+            self._timer = loop.call_later(self._tick, self._look)
+
+    def is_due(self, line: Line) -> bool:
+        """Returns whether a line needs a heartbeat."""
+        return asyncio.get_running_loop().time() - line.spoke >= self._silence
+
+    def forget(self, line: Line) -> None:
+        """Removes a line."""
+        self._lines.pop(line, None)
+
+    def _look(self) -> None:
+        stirred = 0
+        while self._lines and stirred < TURN and self.is_due(line := next(iter(self._lines))):
+            # It is the last one now even if its reader is too slow for a heartbeat.
+            self._lines.move_to_end(line)
+            line.stir()
+            stirred += 1
+        self._timer = None
+        if self._lines:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_soon(self._look) if stirred == TURN else loop.call_later(self._tick, self._look)
