@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -20,15 +22,25 @@ class Tasks:
         A commit without what follows it (waking subscribers, aggregating the round that it closed) would wait for a
         restart.
         """
-        task = asyncio.create_task(work)
-        self._shielded.add(task)
-        task.add_done_callback(self._shielded.discard)
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._start(work))
+
+    async def run_to_end(self, work: Coroutine[Any, Any, R]) -> R:
+        """Runs work that must not stop half way, and that uses resources of its caller.
+
+        If the caller is cancelled, it returns only after the work has ended.
+        """
+        return await _end(self._start(work))
 
     async def drain(self) -> None:
         """Waits for the end of the shielded work under way."""
         if self._shielded:
             await asyncio.wait(self._shielded)
+
+    def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        task = asyncio.create_task(work)
+        self._shielded.add(task)
+        task.add_done_callback(self._shielded.discard)
+        return task
 
 
 async def await_even_if_cancelled(work: Coroutine[Any, Any, R]) -> R:
@@ -37,20 +49,25 @@ async def await_even_if_cancelled(work: Coroutine[Any, Any, R]) -> R:
     If the caller is cancelled, even twice, it returns only after the work has ended, so that no file is closed or
     truncated while the work uses it.
     """
-    task = asyncio.create_task(work)
-    cancelled = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is None:
-        return task.result()
-    if not task.cancelled() and (failure := task.exception()) is not None:
-        raise cancelled from failure
-    raise cancelled
+    return await _end(asyncio.create_task(work))
 
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Runs blocking work in a thread, and waits for its end even if the caller is cancelled."""
-    return await await_even_if_cancelled(asyncio.to_thread(function, *args, **kwargs))
+    call = partial(copy_context().run, function, *args, **kwargs)
+    return await _end(asyncio.get_running_loop().run_in_executor(None, call))
+
+
+async def _end(work: asyncio.Future[R]) -> R:
+    """Waits for the end of work even if the caller is cancelled, and raises its cancellation only then."""
+    cancelled = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return work.result()
+    if not work.cancelled() and (failure := work.exception()) is not None:
+        raise cancelled from failure
+    raise cancelled

@@ -13,36 +13,34 @@ SECONDS = 0.25
 
 
 class Arrival:
-    """The chunks of a file, which are read in the background within its `async with` block.
+    """The chunks of a small file. What does not come with the first one is read in the background meanwhile.
+
+    A context manager: reading ends with its `async with` block.
 
     Attributes:
-        declared: Its declared size in bytes.
+        declared: The file's declared size in bytes. Nothing is read after more than that has arrived.
         size_bytes: How much has arrived.
     """
 
     def __init__(self, chunks: AsyncIterator[Chunk], declared: int) -> None:
-        """Reads nothing yet.
-
-        Args:
-            chunks: The file.
-            declared: Its size in bytes. Nothing is read after more than that has arrived.
-        """
+        """Reads nothing yet."""
+        self.declared = declared
         self.size_bytes = 0
         self._chunks = chunks
-        self.declared = declared
         self._arrived: deque[Chunk] = deque()
         self._changed = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._reading = asyncio.create_task(self._read())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stops reading."""
-        self._reading.cancel()
-        # What the stream raised is for `rest`.
-        with suppress(asyncio.CancelledError, Exception):
-            await self._reading
+        if self._reading is not None:
+            self._reading.cancel()
+            # What the stream raised is for `rest`.
+            with suppress(asyncio.CancelledError, Exception):
+                await self._reading
 
     @property
     def chunks(self) -> Sequence[Chunk]:
@@ -51,6 +49,12 @@ class Arrival:
 
     async def is_whole(self) -> bool:
         """Waits for the end of the stream, but not long; returns whether the file has its declared size then."""
+        await self._take()
+        if self.size_bytes == self.declared:
+            # It came at once, as the SDK sends it: a task would take longer than all the rest.
+            await self._take()
+            return self.size_bytes == self.declared
+        self._reading = asyncio.create_task(self._read())
         await asyncio.wait([self._reading], timeout=SECONDS)
         return self._reading.done() and self._reading.exception() is None and self.size_bytes == self.declared
 
@@ -59,19 +63,27 @@ class Arrival:
         while True:
             while self._arrived:
                 yield self._arrived.popleft()
+            if self._reading is None:
+                return
             if self._reading.done():
                 self._reading.result()
                 return
             self._changed.clear()
             await self._changed.wait()
 
+    async def _take(self) -> bool:
+        """Reads the next chunk; returns False at the end, or if there is more than was declared."""
+        chunk = await anext(self._chunks, None)
+        if chunk is None:
+            return False
+        self._arrived.append(chunk)
+        self.size_bytes += len(chunk.data)
+        self._changed.set()
+        return self.size_bytes <= self.declared
+
     async def _read(self) -> None:
         try:
-            async for chunk in self._chunks:
-                self._arrived.append(chunk)
-                self.size_bytes += len(chunk.data)
-                self._changed.set()
-                if self.size_bytes > self.declared:
-                    break
+            while await self._take():
+                pass
         finally:
             self._changed.set()

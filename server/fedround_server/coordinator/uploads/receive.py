@@ -194,7 +194,7 @@ class Uploads:
                     if await self._arrives(upload, arrival, space):
                         work = self._accept_small(upload, arrival)
                         # The next attempt begins when this one has ended.
-                        return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
+                        return await self._context.tasks.run_to_end(work)
                     slow = replace(upload, incoming=replace(incoming, chunks=arrival.rest()))
                     return await self._receive_file(slow, space)
 
@@ -249,7 +249,7 @@ class Uploads:
                 is_finite = upload.check_numbers(found)
                 work = self._commit(upload, writer.staged, Received(writer.staged.blob, layout.manifest, is_finite))
                 # The file belongs to this attempt until it is a blob.
-                return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
+                return await self._context.tasks.run_to_end(work)
             except (InvalidArgument, DigestMismatch, ModelTooLarge):
                 writer.discard()
                 raise

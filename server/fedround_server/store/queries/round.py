@@ -109,7 +109,7 @@ def assigned_users(training_id: str, number: int) -> list[str]:
 
 def counted_updates(training_id: str, number: int) -> list[UpdateRow]:
     """Returns the submissions of a round that count, in canonical order: those of members that were not removed."""
-    return sorted(counted(training_id, number), key=lambda row: row.user_id)
+    return sorted(_counted.all(training_id, number), key=lambda row: row.user_id)
 
 
 def lack(training: TrainingRow, row: RoundRow) -> str | None:
@@ -143,6 +143,11 @@ def counted(training_id: str, number: int, *columns: Field) -> "ModelSelect[Upda
         .join(CohortRow, on=SUBMITTED)
         .where(UpdateRow.training_id == training_id, UpdateRow.number == number, ~CohortRow.removed)
     )
+
+
+@compiled
+def _counted(training_id: str, number: int) -> "ModelSelect[UpdateRow]":
+    return counted(training_id, number)
 
 
 def version_rounds(training_id: str) -> tuple[int, ...]:

@@ -45,8 +45,7 @@ def _locked_visible(training_id: str, user_id: str) -> "ModelSelect[TrainingRow]
 
 def find_training(training_id: str) -> TrainingRow | None:
     """Returns a training without locking it: it may change before the transaction ends."""
-    row: TrainingRow | None = _training(training_id).first()
-    return row
+    return _present.first(training_id)
 
 
 def lock_training(training_id: str) -> TrainingRow | None:
@@ -55,8 +54,7 @@ def lock_training(training_id: str) -> TrainingRow | None:
     This lock orders everything that happens in a training. Without it, on PostgreSQL, two transactions with the last
     two updates would each see one update missing, and neither would close the round.
     """
-    row: TrainingRow | None = locked(_training(training_id)).first()
-    return row
+    return _locked.first(training_id)
 
 
 def find_visible(training_id: str, user_id: str) -> TrainingRow:
@@ -238,7 +236,13 @@ def _for_participants(training: Training) -> Training:
     return replace(training, spec=replace(training.spec, aggregation=training.spec.aggregation.for_participants()))
 
 
-def _training(training_id: str) -> "ModelSelect[TrainingRow]":
+@compiled
+def _locked(training_id: str) -> "ModelSelect[TrainingRow]":
+    return locked(_present.build(training_id))
+
+
+@compiled
+def _present(training_id: str) -> "ModelSelect[TrainingRow]":
     return TrainingRow.select().where(TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null())
 
 
