@@ -87,8 +87,30 @@ async def test_each_takes_one_transaction(one: Coordination, store: Store, monke
         assert names[-len(wanted) :] == wanted
         await submit(one, training, users[2], file(number), number=number)
         await one.until(users[0], training.training_id, lambda found, last=number: found.round > last)
-    # Users are known from the first round on, and a round from its first update on.
+    # A round is known from its first update on, and users from their first update on.
     assert names.count("submission.admit") == 1
+
+
+async def test_those_who_have_subscribed_are_known(
+    one: Coordination, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, users, training = await one.running(3)
+    await submit(one, training, users[0], file(0))
+    subscribed = asyncio.Event()
+
+    async def send(_: object) -> None:
+        subscribed.set()
+
+    async def greet() -> None:
+        pass
+
+    follow = one.coordinator.subscriptions.follow(users[1], training.training_id, {}, send, greet)
+    subscription = asyncio.create_task(follow)
+    await subscribed.wait()
+    with verbs(store, monkeypatch) as names:
+        await submit(one, training, users[1], file(1))
+    assert "submission.admit" not in names
+    subscription.cancel()
 
 
 async def test_those_that_arrive_together_are_stored_together(

@@ -49,8 +49,12 @@ class Admissions:
         terms = Terms(admission, _tensor_check(admission.tensors))
         if admission.is_shared:
             self._rounds.add((new.training_id, new.round), terms)
-            self._users.add((new.training_id, new.user_id), True)
+            self.know(new.training_id, new.user_id)
         return terms
+
+    def know(self, training_id: str, user_id: str) -> None:
+        """Records that a user sees a training: it has read its log, or has submitted an update."""
+        self._users.add((training_id, user_id), True)
 
 
 class _Latest(Generic[K, V]):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from fedround_server.blobs import Blobs
+from fedround_server.coordinator.admissions import Admissions
 from fedround_server.coordinator.presence import Presence
 from fedround_server.coordinator.tasks import Tasks
 from fedround_server.counters import Counters
@@ -51,6 +52,7 @@ class Context:
         presence: Which users are connected.
         counters: Counts what the server does.
         traces: Makes spans.
+        admissions: What updates must be.
         new_id: Makes the ids of everything that is created.
         new_user_id: Makes the id of a user with a name; None for `new_id`.
     """
@@ -67,5 +69,6 @@ class Context:
     clock: Clock = field(default_factory=SystemClock)
     counters: Counters = field(default_factory=Counters)
     traces: Traces = NO_TRACES
+    admissions: Admissions = field(default_factory=Admissions)
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
     new_user_id: Callable[[str], str] | None = None

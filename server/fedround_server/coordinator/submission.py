@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 
-from fedround_server.coordinator.admissions import Admissions, Terms
+from fedround_server.coordinator.admissions import Terms
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.next_rounds import NextRounds
@@ -34,7 +34,7 @@ class Submissions:
         self._store = context.store.submissions
         self._uploads = uploads
         self._aggregations = aggregations
-        self._admissions = Admissions()
+        self._admissions = context.admissions
 
     async def submit(
         self,

@@ -157,6 +157,7 @@ class _Subscription:
     """
 
     __slots__ = (
+        "_admissions",
         "_cursors",
         "_feeds",
         "_followed",
@@ -177,6 +178,7 @@ class _Subscription:
         self._feeds = feeds
         self._followed: list[str] = []
         self._store = context.store.events
+        self._admissions = context.admissions
         self._resume_after = resume_after
         # The cursor of trainings without a position; None to begin with the current round.
         self._start_after: int | None = None
@@ -230,6 +232,8 @@ class _Subscription:
                     f"resume_after_sequence {start} is from before the training {training_id} was restored from a"
                     " backup: subscribe without it to start at the current round"
                 )
+            if cursor == start:
+                self._admissions.know(training_id, self._reader(training_id))
             follows_more = page.view.is_actor and self._waiter.follow([for_actor(training_id)])
             # Before the events are sent: what a feed offers meanwhile follows them.
             cursor = self._cursors[training_id] = page.cursor
