@@ -16,7 +16,7 @@ METRIC = "accuracy"
 SMALL = 1 << 20
 """Larger updates, in bytes, and slow ones are written to a file while they arrive; others come to the journal."""
 PATHS = (0, 0.0), (SMALL, 0.0), (0, 0.4)
-"""A small, a large and a slow update: by how much it is padded, in bytes, and how long it stops half way, in seconds."""
+"""A small, a large and a slow update: how much padding it has, in bytes, and how long it stops half way, in seconds."""
 OFTEN = (75, 20, 5)
 HALF = {aggregation_pb2.UPDATE_PRECISION_FLOAT16: "F16", aggregation_pb2.UPDATE_PRECISION_BFLOAT16: "BF16"}
 
