@@ -42,8 +42,10 @@ MAX_UPTIME = 0.4
 MAX_OUTAGE = 5.0
 # A point that is not reached by then is given up, and the server is killed anyway.
 POINT_TIMEOUT = 4.0
-# To create a training with a budget, each server first starts a process that accounts for it.
-PRIVACY_TIMEOUT = 20.0
+# To create a training with a budget, each server first starts a process that accounts for it; and the journal is given
+# up when all calls in progress have ended.
+LATE = ("privacy.", "journal.settled")
+LATE_TIMEOUT = 20.0
 # What a server does periodically, and before it shuts down gracefully.
 AT_SHUTDOWN = ("audit.", "user.record_last_seen.", "journal.settled")
 # The fraction of the kills after which what was not forced to disk is damaged, too.
@@ -185,7 +187,7 @@ class Campaign:
             time.sleep(self._draw.uniform(0, MAX_UPTIME))
             if point != "journal.settled" or _is_journal_used(server, before):
                 process.terminate()
-        if serves and not process.wait_ended(PRIVACY_TIMEOUT if point.startswith("privacy.") else POINT_TIMEOUT):
+        if serves and not process.wait_ended(LATE_TIMEOUT if point.startswith(LATE) else POINT_TIMEOUT):
             process.kill()
             point = f"at random, waiting for {point}"
         self._target_point = ""
