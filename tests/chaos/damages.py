@@ -1,6 +1,7 @@
 """Damages of a run, each with the rule that must notice it."""
 
 from chaos.damaged_run import DamagedRun, breaks
+from damage import flip
 
 COUNTED = """SELECT u.update_id, u.training_id, u.number, u.user_id, u.sha256 FROM round_update u
     JOIN round r ON r.training_id = u.training_id AND r.number = u.number AND r.state = 'DONE'
@@ -81,8 +82,20 @@ def an_arrival_is_counted_twice(run: DamagedRun) -> None:
 
 @breaks("damaged_updates_never_count")
 def a_damaged_update_is_counted(run: DamagedRun) -> None:
+    sha256 = _acknowledge_damage(run, size_bytes=1)
+    flip(run.blob(sha256), -1)
+
+
+@breaks("damaged_updates_never_count")
+def a_damaged_update_that_no_journal_had_is_counted(run: DamagedRun) -> None:
+    _acknowledge_damage(run, size_bytes=2 << 20)
+
+
+def _acknowledge_damage(run: DamagedRun, size_bytes: int) -> str:
     update_id, training_id, number, _, sha256 = run.one(TRAINED)
-    run.acknowledge("damaged", training_id=training_id, round=number, update_id=update_id, sha256=sha256)
+    facts = {"update_id": update_id, "sha256": sha256, "size_bytes": size_bytes}
+    run.acknowledge("damaged", training_id=training_id, round=number, **facts)
+    return str(sha256)
 
 
 @breaks("damaged_updates_never_count")

@@ -7,6 +7,7 @@ all that was begun completes, then the check of the invariants.
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -25,6 +26,8 @@ from chaos.facts import load
 from chaos.history import History
 from chaos.invariants import Violation, check
 from chaos.points import STEPS, kill_points
+from chaos.power_loss import lose_power
+from chaos.random_submissions import SMALL
 from chaos.random_training import RandomTraining
 from chaos.retrying_client import RetryingClient, UnexpectedError
 from chaos.server_process import TIMEOUT_SECONDS, RestartableServer, ServerProcess
@@ -39,10 +42,15 @@ MAX_UPTIME = 0.4
 MAX_OUTAGE = 5.0
 # A point that is not reached by then is given up, and the server is killed anyway.
 POINT_TIMEOUT = 4.0
-# To create a training with a budget, each server first starts a process that accounts for it.
-PRIVACY_TIMEOUT = 20.0
+# To create a training with a budget, each server first starts a process that accounts for it; and the journal is given
+# up when all calls in progress have ended.
+LATE = ("privacy.", "journal.settled")
+LATE_TIMEOUT = 20.0
 # What a server does periodically, and before it shuts down gracefully.
-AT_SHUTDOWN = ("audit.", "user.record_last_seen.")
+AT_SHUTDOWN = ("audit.", "user.record_last_seen.", "journal.settled")
+# The fraction of the kills after which what was not forced to disk is damaged, too.
+POWER = 0.4
+MADE_ANEW = re.compile(r"made (\d+) files anew from the journal")
 
 
 @dataclass
@@ -88,6 +96,7 @@ class Campaign:
         self._database = "" if postgres is None else create_database(postgres.uri)
         self._seed = seed
         self._draw = random.Random(seed)
+        self._draw_power = random.Random(f"{seed} power")
         self._tally = tally
         self._kind = "sqlite" if postgres is None else "postgresql"
         self._target_point = ""
@@ -108,7 +117,9 @@ class Campaign:
             ends = [pool.submit(self._run_trainings, client, number) for number in range(CONCURRENT_TRAININGS)]
             ends += [pool.submit(self._run_actions, client)]
             for _ in range(kills):
-                self._kill(server)
+                point = self._kill(server)
+                if self._draw_power.random() < POWER:
+                    self._lose_power(server, client, is_unsynced=point == "journal.written")
             # The last process runs undisturbed, and begins like all others: with recovery.
             process = self._start_serving(server)
             self._ending.set()
@@ -116,6 +127,7 @@ class Campaign:
                 end.result(TIMEOUT_SECONDS)
             self._tally.settled.append(time.monotonic() - process.start_time)
             process.kill()
+            self._lose_power(server, client)
             # Once more, so that what is swept at a start is swept; and the server shuts down gracefully.
             process = self._start_serving(server)
             for number, run in enumerate(dict.fromkeys(USER_ACTIONS.values())):
@@ -140,15 +152,23 @@ class Campaign:
         assert process.wait_serving(), server.log.read_text()
         process.kill()
 
-    def _kill(self, server: RestartableServer) -> None:
-        """Starts a server process and kills it."""
+    def _kill(self, server: RestartableServer) -> str:
+        """Starts a server process and kills it; returns at which point, if at one."""
         chance = self._draw.random()
+        if chance >= RANDOM + OTHER_PROCESSES:
+            return self._kill_at_a_point(server)
         if chance < RANDOM:
             self._kill_at_random(server)
-        elif chance < RANDOM + OTHER_PROCESSES:
-            self._kill_other_process(server)
         else:
-            self._kill_at_a_point(server)
+            self._kill_other_process(server)
+        return ""
+
+    def _lose_power(self, server: RestartableServer, client: RetryingClient, *, is_unsynced: bool = False) -> None:
+        """Damages what a killed server had not forced to disk."""
+        with client.damaging:
+            lost = lose_power(server.data_dir, self._draw_power, is_unsynced=is_unsynced)
+        self._tally.counts["power_losses"] += 1
+        self._tally.counts["files_lost"] += lost
 
     def _kill_at_random(self, server: RestartableServer) -> None:
         process = self._start(server)
@@ -156,20 +176,23 @@ class Campaign:
         process.kill()
         self._count(process, "at random")
 
-    def _kill_at_a_point(self, server: RestartableServer) -> None:
+    def _kill_at_a_point(self, server: RestartableServer) -> str:
         point = self._draw.choice(self._points)
         self._target_point = point
         times = 1 if point.startswith(("start.", *AT_SHUTDOWN)) else self._draw.choice([1, 1, 1, 2, 3])
+        before = server.count("journal.written")
         process = self._start(server, f"{point}:{times}")
         serves = process.wait_serving()
         if serves and point.startswith(AT_SHUTDOWN):
             time.sleep(self._draw.uniform(0, MAX_UPTIME))
-            process.terminate()
-        if serves and not process.wait_ended(PRIVACY_TIMEOUT if point.startswith("privacy.") else POINT_TIMEOUT):
+            if point != "journal.settled" or _is_journal_used(server, before):
+                process.terminate()
+        if serves and not process.wait_ended(LATE_TIMEOUT if point.startswith(LATE) else POINT_TIMEOUT):
             process.kill()
             point = f"at random, waiting for {point}"
         self._target_point = ""
         self._count(process, point)
+        return point
 
     def _kill_other_process(self, server: RestartableServer) -> None:
         """Kills the worker, or PostgreSQL, while the server runs."""
@@ -248,6 +271,8 @@ class Campaign:
         counts["campaigns"] += 1
         counts["receipts"] += sum(1 for _ in history.of("receipt")) + sum(1 for _ in history.of("report"))
         counts["updates"] += len(facts["round_update"])
+        counts["large_updates"] += sum((row["size_bytes"] or 0) > SMALL for row in facts["round_update"])
+        counts["files_made_anew"] += sum(map(int, MADE_ANEW.findall(server.log.read_text())))
         counts["trainings"] += len(facts["training"])
         trained = {row["model_id"] for row in facts["training"]}
         copies = [row for row in facts["model"] if row["source_model_id"] is not None]
@@ -274,6 +299,16 @@ class Campaign:
             self._tally.violations.append(f"{self._kind}, seed {self._seed}: {violation}")
             sys.stderr.write("\n".join([str(violation), *history.about(violation.training_id), ""]))
         return found
+
+
+def _is_journal_used(server: RestartableServer, before: int) -> bool:
+    """Waits until more processes than before have used the journal, but not long; returns whether they have."""
+    end = time.monotonic() + POINT_TIMEOUT
+    while server.count("journal.written") == before:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def run(

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from chaos.branch_rules import (
     branches_are_whole,
@@ -40,6 +41,8 @@ from chaos.model_rules import copies_keep_their_states, models_are_right
 from chaos.privacy_rules import budgets_are_never_overspent, secrets_are_gone
 
 OVER = ("DONE", "ABANDONED")
+JOURNALED = 1 << 20
+"""Size of the files that the journal has, in bytes, at most."""
 LAST = {"COMPLETED": "TrainingFinished", "ERROR": "TrainingFailed"}
 
 
@@ -96,7 +99,7 @@ def updates_count_once(facts: Facts, history: History) -> Findings:
 
 
 def damaged_updates_never_count(facts: Facts, history: History) -> Findings:
-    """No update counts whose file was damaged before; each that was lost is superseded, reported once, and gone."""
+    """No update counts whose file is damaged; each that was lost is superseded, reported once, and gone."""
     rows = {row["update_id"] for row in facts["round_update"]}
     ledger = {
         update["update_id"]
@@ -104,8 +107,12 @@ def damaged_updates_never_count(facts: Facts, history: History) -> Findings:
         if row["action"] == "updates_counted"
         for update in json.loads(row["facts"])["updates"]
     }
+    kept = {row["update_id"] for row in facts["round_update"] if row["stored"]}
     for entry in history.of("damaged"):
-        if entry["update_id"] in ledger:
+        is_kept = entry["update_id"] in kept and not facts.trainings[entry["training_id"]]["remove_time"]
+        # A start makes a small file anew from the journal; then it is whole for as long as it is kept.
+        is_made_anew = entry["size_bytes"] <= JOURNALED and (not is_kept or _is_whole(facts.path(entry["sha256"])))
+        if entry["update_id"] in ledger and not is_made_anew:
             yield entry["training_id"], f"the update {entry['update_id']} was counted, and its file was damaged before"
     reported = Counter(
         (row["training_id"], row["payload"]["update_id"]) for row in facts["event"] if row["kind"] == "UpdateLost"
@@ -114,6 +121,10 @@ def damaged_updates_never_count(facts: Facts, history: History) -> Findings:
         yield "", f"lost are {sorted(facts.lost)}, reported is {reported}"
     for update_id in facts.lost.keys() & (rows | ledger):
         yield facts.lost[update_id]["training_id"], f"the update {update_id} was lost, and is there or counted"
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == path.name
 
 
 def repeated_answers_are_true(facts: Facts, history: History) -> Findings:

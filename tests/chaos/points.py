@@ -10,7 +10,7 @@ STEPS = ("begun", "written", "committed")
 READERS = {
     *("audit.head", "audit.read", "audit.origin"),
     *("credential.identify", "credential.view"),
-    *("event.views", "event.open_views", "event.poll"),
+    *("event.views", "event.open_views", "event.poll", "event.poll_all"),
     *("model.prepare", "model.get", "model.get_version", "model.page_versions", "model.page", "model.metrics"),
     *("model.predicts_with", "model.digests_in_use"),
     *(

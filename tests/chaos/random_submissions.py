@@ -1,6 +1,7 @@
 """What the participants of a random training submit: updates, reports and failures, drawn from a seed."""
 
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,11 @@ from fedround.v1 import aggregation_pb2, event_pb2, round_pb2
 CLOSED = ("ROUND_NOT_OPEN", "NOT_IN_COHORT", "UPDATE_SUPERSEDED", "TRAINING_NOT_FOUND", "TOKEN_INVALID")
 GONE = ("TRAINING_NOT_FOUND", "TRAINING_ENDED", "TOKEN_INVALID")
 METRIC = "accuracy"
+SMALL = 1 << 20
+"""Larger updates, in bytes, and slow ones are written to a file while they arrive; others come to the journal."""
+PATHS = (0, 0.0), (SMALL, 0.0), (0, 0.4)
+"""A small, a large and a slow update: how much padding it has, in bytes, and how long it stops half way, in seconds."""
+OFTEN = (75, 20, 5)
 HALF = {aggregation_pb2.UPDATE_PRECISION_FLOAT16: "F16", aggregation_pb2.UPDATE_PRECISION_BFLOAT16: "BF16"}
 
 
@@ -27,6 +33,7 @@ class RandomSubmissions:
         # Apart, so that a seed draws the same trainings whether or not participants fail.
         self._odd_draw = random.Random(f"odd {seed}")
         self._odd = odd
+        self._paths = _draw_paths(random.Random(f"paths {seed}"))
         self._kinds = tensors.shapes(self._draw)
         # The tensors of an update.
         self._trained: tensors.Kinds = self._kinds
@@ -99,12 +106,12 @@ class RandomSubmissions:
         if has_control and self._odd_draw.random() < 0.3:
             self._download(user, self._client.rounds.DownloadControl, round_pb2.DownloadControlRequest, started)
         if started.kind == event_pb2.ROUND_KIND_SWAG:
-            file = tensors.write(tensors.moments(self._kinds, started.swag.rank, draw))
+            content = tensors.moments(self._kinds, started.swag.rank, draw)
         else:
             kinds = self._precise(started)
-            file = tensors.write(
-                tensors.fill({**kinds, **tensors.control(self._trained)} if has_control else kinds, draw)
-            )
+            content = tensors.fill({**kinds, **tensors.control(self._trained)} if has_control else kinds, draw)
+        padding, pause = next(self._paths)
+        file = tensors.write(content, padding)
         spec = round_pb2.UpdateSpec(
             training_id=self._training_id,
             round=started.round,
@@ -120,7 +127,7 @@ class RandomSubmissions:
             half = _messages(spec, file[: len(file) // 2])
             self._client.cut(user, self._client.rounds.SubmitUpdate, half, draw.uniform(0.001, 0.02))
         for _ in range(1 + (draw.random() < 0.15)):
-            receipt = self._send_file(user, spec, file)
+            receipt = self._send_file(user, spec, file, pause)
             if receipt is not None:
                 self._record(
                     "receipt",
@@ -152,8 +159,8 @@ class RandomSubmissions:
         wide = ("F32", "F64")
         return {name: (half if dtype in wide else dtype, shape) for name, (dtype, shape) in self._trained.items()}
 
-    def _send_file(self, user: User, spec: Any, file: bytes) -> Any:
-        """Sends an update, from where an earlier try stopped; returns the receipt."""
+    def _send_file(self, user: User, spec: Any, file: bytes, pause: float) -> Any:
+        """Sends an update, from where an earlier try stopped, with a pause in seconds; returns the receipt."""
         while True:
             if spec.upload_id:
                 request = round_pb2.GetUploadRequest(upload_id=spec.upload_id)
@@ -162,7 +169,7 @@ class RandomSubmissions:
             answer = self._ask(
                 user,
                 self._client.rounds.SubmitUpdate,
-                lambda: _messages(spec, file[spec.offset :]),
+                lambda: _messages(spec, file[spec.offset :], pause),
                 *self._refusals,
                 *("UPLOAD_OFFSET", "UPLOAD_INCOMPLETE", "UPLOAD_SUPERSEDED"),
             )
@@ -204,6 +211,11 @@ class RandomSubmissions:
         self._client.history.add(kind, training_id=self._training_id, **facts)
 
 
+def _draw_paths(draw: random.Random) -> Iterator[tuple[int, float]]:
+    while True:
+        yield from draw.choices(PATHS, OFTEN)
+
+
 def _changed(spec: Any, **changes: Any) -> Any:
     """A copy of the description of an update, with other fields."""
     other = round_pb2.UpdateSpec()
@@ -213,10 +225,12 @@ def _changed(spec: Any, **changes: Any) -> Any:
     return other
 
 
-def _messages(spec: Any, data: bytes) -> Iterator[Any]:
-    """An update in two chunks."""
+def _messages(spec: Any, data: bytes, pause: float = 0.0) -> Iterator[Any]:
+    """An update in two chunks, with a pause in seconds between them."""
     middle = len(data) // 2
     yield round_pb2.SubmitUpdateRequest(spec=spec)
-    for chunk in (data[:middle], data[middle:]):
-        if chunk:
-            yield round_pb2.SubmitUpdateRequest(chunk=chunk)
+    if middle:
+        yield round_pb2.SubmitUpdateRequest(chunk=data[:middle])
+        time.sleep(pause)
+    if data:
+        yield round_pb2.SubmitUpdateRequest(chunk=data[middle:])

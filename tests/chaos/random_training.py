@@ -271,12 +271,17 @@ class RandomTraining(RandomSubmissions):
             and not self._spec.aggregation.HasField("fed_dc")
             and self._is_open(receipt.round)
         ):
-            self._record("damaged", round=receipt.round, update_id=receipt.update_id, sha256=receipt.sha256)
             path = stored(self._client.data_dir, receipt.sha256)
-            if self._draw_damage.random() < 0.5:
-                flip(path, self._draw_damage.randrange(path.stat().st_size))
-            else:
-                path.unlink()
+            with self._client.damaging:
+                size = path.stat().st_size if path.is_file() else 0
+                if not size:
+                    return  # a loss of power was first
+                facts = {"update_id": receipt.update_id, "sha256": receipt.sha256, "size_bytes": size}
+                self._record("damaged", round=receipt.round, **facts)
+                if self._draw_damage.random() < 0.5:
+                    flip(path, self._draw_damage.randrange(size))
+                else:
+                    path.unlink()
 
     def _send_again(self, lost: Any) -> None:
         """Submits anew what the server lost."""

@@ -1,5 +1,6 @@
 """A client of a server that is killed repeatedly: it retries its calls, and records the answers."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -64,8 +65,9 @@ class RetryingClient:
         self, address: str, history: History, admin_token: str, on_answer: Callable[[], object], data_dir: Path
     ) -> None:
         self.history = history
-        # Where the server has its files, to damage some.
+        # Where the server has its files, to damage some, one at a time.
         self.data_dir = data_dir
+        self.damaging = threading.Lock()
         self._on_answer = on_answer
         self.admin = User("", admin_token)
         self._channel = grpc.insecure_channel(address, CHANNEL)

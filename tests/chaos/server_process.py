@@ -115,6 +115,10 @@ class RestartableServer:
         """The points that all processes together have reached."""
         return set(self.points.read_text().split())
 
+    def count(self, point: str) -> int:
+        """Returns how many processes have reached a point."""
+        return self.points.read_text().split().count(point) if self.points.exists() else 0
+
     def start(self, failpoint: str = "") -> ServerProcess:
         """Forks a server; returns at once."""
         argv = [f"--listen={self.address}", f"--data-dir={self.data_dir}", f"--database={self.database}", *self.options]

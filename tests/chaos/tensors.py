@@ -50,12 +50,13 @@ Kinds = Mapping[str, tuple[str, tuple[int, ...]]]
 """The types and shapes of tensors by name."""
 
 
-def write(tensors: Tensors) -> bytes:
+def write(tensors: Tensors, padding: int = 0) -> bytes:
+    """Writes a file; the format allows spaces behind its header."""
     header, data = {}, b""
     for name, tensor in tensors.items():
         begin, data = len(data), data + tensor.data
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, len(data)]}
-    text = json.dumps(header).encode()
+    text = json.dumps(header).encode() + b" " * padding
     return struct.pack("<Q", len(text)) + text + data
 
 

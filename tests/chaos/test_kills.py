@@ -23,3 +23,5 @@ def test_nothing_is_lost_or_counted_twice_or_wrong(database: str) -> None:
     # Else the run proves less than it says.
     assert tally.counts["receipts"] > KILLS
     assert set(kill_points()) - tally.reached == set()
+    assert tally.counts["large_updates"] > 0
+    assert tally.counts["files_made_anew"] > 0

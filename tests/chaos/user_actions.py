@@ -1,5 +1,6 @@
 """Rare actions of users, which reach the points that random trainings seldom reach."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from chaos.random_branches import TOO_FEW
 from chaos.random_cohort import LABELS
 from chaos.random_control import client_config
 from chaos.random_privacy import BUDGETS
-from chaos.random_submissions import CLOSED, METRIC
+from chaos.random_submissions import CLOSED, METRIC, PATHS
 from chaos.random_training import RandomTraining
 from chaos.retrying_client import RetryingClient
 from fedround.v1 import aggregation_pb2, audit_pb2, control_pb2, model_pb2, round_pb2, training_pb2, user_pb2
@@ -199,6 +200,12 @@ class ShortTraining(RandomTraining):
         self._gather(rounds=2, keep_update_rounds=0)
         self._run_rounds()
 
+    def send_by_all_paths(self) -> None:
+        """Runs two rounds, each with a small, a large and a slow update."""
+        self._paths = itertools.cycle(PATHS)
+        self._gather(rounds=2)
+        self._run_rounds()
+
     def _run_rounds(self) -> None:
         self._register(self._present[1:])
         self._start()
@@ -265,6 +272,10 @@ def cohorts(client: RetryingClient, seed: str) -> None:
     ShortTraining(client, seed).over_select()
 
 
+def paths(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed, odd=0).send_by_all_paths()
+
+
 USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "user.": users,
     "credential.": users,
@@ -282,6 +293,9 @@ USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "round.open.": connections,
     "submission.submit_report": connections,
     "round.closed": cohorts,
+    "upload.": paths,
+    "blob.": paths,
+    "journal.": paths,
 }
 
 
