@@ -88,9 +88,13 @@ def test_an_alarm_for_which_there_is_no_thread_begins_later_and_others_still_do(
 
 
 def test_a_thread_that_could_not_be_started_is_started_for_the_next_alarm(monkeypatch):
+    def fail(_):
+        raise RuntimeError("can't start new thread")
+
     alarms, call = Alarms(), Call()
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread")))
-        alarms.call_at(time.monotonic() + 3600, Call())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            alarms.call_at(time.monotonic() + 3600, Call())
     alarms.call_at(time.monotonic(), call)
     assert call.called.wait(10)
