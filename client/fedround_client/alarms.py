@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import heapq
+import os
 import threading
 import time
 from collections.abc import Callable
 
 _KEPT = 64
 """How many cancelled alarms are kept at least before all of them are removed at once."""
+_RETRY_SECONDS = 1.0
+"""After how long an alarm is tried again for which no thread could be started."""
 
 
 class Alarm:
@@ -37,10 +40,15 @@ class Alarm:
         self._behavior = None
 
     def begin(self) -> None:
-        """Begins the call in a daemon thread of its own, unless it is cancelled."""
-        behavior, self._behavior = self._behavior, None
+        """Begins the call in a daemon thread of its own, unless it is cancelled.
+
+        Raises:
+            RuntimeError: No thread can be started now; the alarm stays as it is.
+        """
+        behavior = self._behavior
         if behavior is not None:
             threading.Thread(target=behavior, name="alarm", daemon=True).start()
+            self._behavior = None
 
 
 class Alarms:
@@ -52,6 +60,12 @@ class Alarms:
 
     def __init__(self) -> None:
         """Starts no thread yet."""
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        """Begins without alarms. In the child of a fork neither the thread nor the calls of the parent go on."""
         self._changed = threading.Condition(threading.Lock())
         self._pending: list[Alarm] = []
         self._limit = _KEPT
@@ -68,8 +82,9 @@ class Alarms:
                 self._limit = max(_KEPT, 2 * len(self._pending))
             heapq.heappush(self._pending, alarm)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="alarms", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="alarms", daemon=True)
+                thread.start()
+                self._thread = thread
             elif due < self._wakes_at:
                 self._changed.notify()
         return alarm
@@ -79,6 +94,13 @@ class Alarms:
             while True:
                 now = time.monotonic()
                 while self._pending and (self._pending[0].is_cancelled or self._pending[0].due <= now):
-                    heapq.heappop(self._pending).begin()
+                    self._begin(heapq.heappop(self._pending), now)
                 self._wakes_at = self._pending[0].due if self._pending else float("inf")
                 self._changed.wait(min(self._wakes_at - now, threading.TIMEOUT_MAX))
+
+    def _begin(self, alarm: Alarm, now: float) -> None:
+        try:
+            alarm.begin()
+        except RuntimeError:
+            alarm.due = now + _RETRY_SECONDS
+            heapq.heappush(self._pending, alarm)

@@ -37,7 +37,9 @@ class ServerClock:
         """Returns how many seconds ago an event happened at most; infinity if that is not known."""
         if not event.HasField("create_time"):
             return math.inf
-        return self._clock.time() + self._ahead - _seconds(event.create_time)
+        age = self._clock.time() + self._ahead - _seconds(event.create_time)
+        # What seems to happen in the future: the server's clock was set since the last receipt.
+        return age if age >= 0 else math.inf
 
 
 def _seconds(time: Timestamp) -> float:

@@ -1,10 +1,14 @@
 """What a participant knows of the server's clock, and so of the age of an event."""
 
+import math
+
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from client.rounds import Rounds, finished, round_started
+from fedround.v1.event_pb2 import Event
 from fedround.v1.round_pb2 import UpdateReceipt
+from fedround_client.server_clock import ServerClock
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -31,3 +35,12 @@ def test_a_round_that_started_just_now_by_the_servers_clock_is_not_checked_for_b
     rounds.training_is_at(3)
     rounds.send(finished(4))
     assert rounds.result().rounds == 2
+
+
+def test_a_round_from_the_future_is_checked_since_the_servers_clock_was_set(server):
+    clock = ServerClock(server.time)
+    clock.learn(server.time.time(), Timestamp(seconds=1000))
+    assert clock.age(Event(create_time=Timestamp(seconds=1000))) == 0
+    assert clock.age(Event(create_time=Timestamp(seconds=4600))) == math.inf
+    # It was set back, and an event seems older than it is.
+    assert clock.age(Event(create_time=Timestamp(seconds=400))) == 600

@@ -152,6 +152,27 @@ async def test_all_receive_the_last_event_before_a_stream_ends(
         assert isinstance(await one.next(), TrainingRemoved)
 
 
+async def test_a_stream_ends_however_often_the_others_are_woken(
+    store: Store, world: World, hub: Hub, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, clients, training = await world.running(2, target_num_updates=2)
+    leaves, stays = readers = read(clients, training.training_id)
+    await begun(readers)
+    poll_all = type(store.events).poll_all
+
+    async def busy(*arguments: Any) -> Any:
+        hub.notify(training.training_id)
+        return await poll_all(*arguments)
+
+    monkeypatch.setattr(type(store.events), "poll_all", busy)
+    await store.trainings.remove_clients(training.training_id, actor, clients[:1], world.now)
+    hub.notify(training.training_id)
+    async with asyncio.timeout(20):
+        await leaves.task
+    assert not stays.task.done()
+    monkeypatch.undo()
+
+
 async def test_a_slow_reader_holds_nobody_and_misses_nothing(store: Store, world: World, hub: Hub, read: Read) -> None:
     _, clients, training = await world.running(2, target_num_updates=5, round_policy=RoundPolicy(min_updates=1))
     slow, fast = readers = read(clients, training.training_id)

@@ -77,7 +77,8 @@ def test_what_the_actor_reads(actor: Person, clients: list[Person], viewer: Pers
     assert everything(viewer, made) == everything(actor, made)
     events = viewer.subscribe(made.training_id)
     clients[2].submit(made.training_id, model_file(2), metrics={"loss": 0.7})
-    assert kinds(events.next(5))[-1] == "round_closed"
+    # The next round soon no longer waits for who has failed and has no connection: nothing changes after that.
+    assert kinds(events.next(7))[-3:] == ["round_closed", "round_started", "participant_failed"]
     assert everything(viewer, made) == everything(actor, made)
     assert viewer.get(made.training_id).spec.client_config
 

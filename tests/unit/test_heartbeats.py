@@ -12,9 +12,11 @@ class Line:
     def __init__(self) -> None:
         self.spoke = 0.0
         self.stirred = asyncio.Event()
+        self.count = 0
 
     def stir(self) -> None:
         self.stirred.set()
+        self.count += 1
 
 
 async def test_silent_lines_are_stirred_again_and_again() -> None:
@@ -39,6 +41,19 @@ async def test_a_line_that_does_not_answer_holds_no_other() -> None:
     other = Line()
     beats.spoke(other)
     await other.stirred.wait()
+
+
+async def test_a_line_that_does_not_answer_is_stirred_once_in_the_time_of_a_heartbeat() -> None:
+    beats = Heartbeats(0.2)
+    stuck = Line()
+    beats.spoke(stuck)
+    await stuck.stirred.wait()
+    began = asyncio.get_running_loop().time()
+    for _ in range(3):
+        stuck.stirred.clear()
+        await stuck.stirred.wait()
+    assert asyncio.get_running_loop().time() - began > 0.2
+    assert stuck.count == 4
 
 
 async def test_lines_that_are_gone_are_forgotten() -> None:

@@ -15,7 +15,7 @@ from fedround_server.coordinator.inline_models import MAX_INLINE_BYTES, SENDING_
 from fedround_server.coordinator.model import Models
 from fedround_server.counters import Counters
 from fedround_server.domain.chunk import Chunk
-from fedround_server.domain.errors import ModelDamaged
+from fedround_server.domain.errors import ModelDamaged, StoreUnavailable
 from fedround_server.domain.event import ModelInfo, RoundStarted
 from fedround_server.domain.model import BaseAndDelta, BlobRef
 
@@ -110,6 +110,16 @@ async def test_a_damaged_file_is_read_once(models: InlineModels, stored: Stored,
     stored.ready.set()
     assert [await lent(models) for _ in range(3)] == [None] * 3
     assert (stored.reads, counters.sent_bytes) == (1, 0)
+
+
+async def test_an_error_that_passes_is_not_kept(models: InlineModels, stored: Stored) -> None:
+    stored.error = StoreUnavailable("the database does not answer")
+    stored.ready.set()
+    found = await asyncio.gather(lent(models), lent(models), return_exceptions=True)
+    assert [type(error) for error in found] == [StoreUnavailable] * 2
+    stored.error = None
+    assert await lent(models) == FILE
+    assert stored.reads == 2
 
 
 async def test_slow_subscribers_do_not_fill_the_memory(

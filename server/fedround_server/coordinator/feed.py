@@ -54,7 +54,7 @@ class Feeds:
             self._hub.remove(training_id, feed)
 
     async def let_others_read(self, training_id: str) -> None:
-        """Waits until all others that follow a log have been given what is new: to end a stream takes longer."""
+        """Waits until all others that follow a log have been given what was new: to end a stream takes longer."""
         if (feed := self._feeds.get(training_id)) is not None:
             await feed.let_others_read()
 
@@ -93,11 +93,13 @@ class _Feed:
                     everyone = list(self.followers)
                     for start in range(0, len(everyone), READERS):
                         await self._tell(everyone[start : start + READERS])
-                else:
-                    leaving, self._leaving = self._leaving, []
-                    await _in_turns(leaving, _end)
+                # Also if it was woken meanwhile: in a busy training that may go on for ever.
+                leaving, self._leaving = self._leaving, []
+                await _in_turns(leaving, _end)
         finally:
             self._task = None
+            for future in self._leaving:
+                _end(future)
 
     async def _tell(self, followers: Iterable[Follower]) -> None:
         places = [(one, one.place(self._training_id)) for one in followers]

@@ -35,35 +35,38 @@ class Heartbeats:
         self._tick = seconds / TICKS
         # A line is found within a tick after this.
         self._silence = seconds - self._tick
-        # By the time of their last message.
-        self._lines: OrderedDict[Line, None] = OrderedDict()
+        # When each is to be looked at, in this order.
+        self._lines: OrderedDict[Line, float] = OrderedDict()
         self._timer: asyncio.Handle | None = None
 
     def spoke(self, line: Line) -> None:
         """Notes that a message was sent, the first one of a line or a later one."""
         loop = asyncio.get_running_loop()
         line.spoke = loop.time()
-        self._lines[line] = None
-        self._lines.move_to_end(line)
+        self._look_later(line, line.spoke)
         if self._timer is None:
             self._timer = loop.call_later(self._tick, self._look)
 
     def is_due(self, line: Line) -> bool:
         """Returns whether a line needs a heartbeat."""
-        return asyncio.get_running_loop().time() - line.spoke >= self._silence
+        return line.spoke + self._silence <= asyncio.get_running_loop().time()
 
     def forget(self, line: Line) -> None:
         """Removes a line."""
         self._lines.pop(line, None)
 
+    def _look_later(self, line: Line, now: float) -> None:
+        self._lines[line] = now + self._silence
+        self._lines.move_to_end(line)
+
     def _look(self) -> None:
-        stirred = 0
-        while self._lines and stirred < TURN and self.is_due(line := next(iter(self._lines))):
-            # It is the last one now even if its reader is too slow for a heartbeat.
-            self._lines.move_to_end(line)
+        loop = asyncio.get_running_loop()
+        now, stirred = loop.time(), 0
+        while self._lines and stirred < TURN and self._lines[line := next(iter(self._lines))] <= now:
+            # Its reader may be too slow for a heartbeat.
+            self._look_later(line, now)
             line.stir()
             stirred += 1
         self._timer = None
         if self._lines:
-            loop = asyncio.get_running_loop()
             self._timer = loop.call_soon(self._look) if stirred == TURN else loop.call_later(self._tick, self._look)

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Hashable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.model import Models
@@ -95,6 +96,7 @@ class InlineModels:
         entry = self._entries.get(blob.sha256)
         if entry is None:
             entry = _Entry(blob.size_bytes, asyncio.create_task(self._read_file(info, user_id)))
+            entry.reading.add_done_callback(partial(self._drop_failed, blob.sha256, entry))
             self._entries[blob.sha256] = entry
             asyncio.get_running_loop().call_later(KEEP_SECONDS, self._drop_unused, blob.sha256, entry)
             while sum(one.size_bytes for one in self._entries.values()) > CACHE_BYTES:
@@ -112,6 +114,12 @@ class InlineModels:
                 return InlineModel(file.sha256, b"".join([chunk.data async for chunk in chunks]))
         except (ModelDamaged, ModelNotFound):
             return None
+
+    def _drop_failed(self, sha256: str, entry: _Entry, reading: "asyncio.Task[InlineModel | None]") -> None:
+        """Has the next subscriber try again after an error that may pass, such as one of the database."""
+        is_failed = reading.cancelled() or reading.exception() is not None
+        if is_failed and self._entries.get(sha256) is entry:
+            del self._entries[sha256]
 
     def _drop_unused(self, sha256: str, entry: _Entry) -> None:
         if self._entries.get(sha256) is not entry:
