@@ -91,10 +91,12 @@ class Person:
         return Person(grpc.insecure_channel(address), made.token, made.user.user_id)
 
     def create(self, data: bytes | None = None, **spec: Any) -> training_pb2.Training:
-        """Creates a training in one message."""
+        """Creates a training, in one message if its model is small."""
         wanted = training_pb2.TrainingSpec(**{"name": "t", "target_num_updates": 1, **spec})
-        message = training_pb2.CreateTrainingRequest(spec=wanted, chunk=model_file() if data is None else data)
-        return self.trainings.CreateTraining(iter([message]), timeout=TIMEOUT).training
+        chunks = [one.chunk for one in update_chunks(model_file() if data is None else data)]
+        messages = [training_pb2.CreateTrainingRequest(chunk=chunk) for chunk in chunks or [b""]]
+        messages[0].spec.CopyFrom(wanted)
+        return self.trainings.CreateTraining(iter(messages), timeout=TIMEOUT).training
 
     def start(self, training_id: str) -> training_pb2.Training:
         request = training_pb2.StartTrainingRequest(training_id=training_id)

@@ -37,8 +37,9 @@ LONG_FOLDERS = ("chaos", "e2e", "demo", "contracts", "service")
 
 
 def pytest_configure() -> None:
-    """Has SIGINT end the processes that tests start, also where a shell has started the tests in the background."""
+    """Has signals end the processes that tests start, also where a shell, or nohup, has started the tests."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

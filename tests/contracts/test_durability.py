@@ -1,11 +1,12 @@
 """What is promised is on disk first: how SQLite is configured to write, and in which order files and rows are kept."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from calls import digest, model_file
@@ -37,17 +38,21 @@ class Diary:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.entries: list[tuple[str, str]] = []
         self._folder = folder
-        sync, rename = os.fsync, os.replace
+        rename = os.replace
 
-        def noted_sync(descriptor: int) -> None:
-            sync(descriptor)
-            self.note("sync", self._path(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        def noted(sync: Callable[[int], None]) -> Callable[[int], None]:
+            def noted_sync(descriptor: int) -> None:
+                sync(descriptor)
+                self.note("sync", self._path(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+            return noted_sync
 
         def noted_rename(source: Any, target: Any) -> None:
             rename(source, target)
             self.note("rename", f"{self._path(source)} > {self._path(target)}")
 
-        patch.setattr(os, "fsync", noted_sync)
+        patch.setattr(os, "fsync", noted(os.fsync))
+        patch.setattr(os, "fdatasync", noted(os.fdatasync))
         patch.setattr(os, "replace", noted_rename)
 
     async def read_statements(self, store: Store) -> None:
@@ -75,6 +80,16 @@ class Diary:
         written = self.find("sql", statement, sha256)
         committed = self.entries.index(("sql", "COMMIT"), written)
         assert self.find("sync", source) < renamed < folder < written < committed < self.find("answer", answer)
+
+    def check_small(self, sha256: str, statement: str, answer: str) -> None:
+        """The journal was synced, then the file was renamed, then the row was committed, then answered."""
+        renamed = self.find("rename", f"> objects/{sha256[:2]}/{sha256}")
+        source = self.entries[renamed - 1]
+        written = self.find("sql", statement, sha256)
+        committed = self.entries.index(("sql", "COMMIT"), written)
+        assert source[0] == "sync"
+        assert source[1].startswith("journal/")
+        assert self.find("sync", "journal") < renamed < written < committed < self.find("answer", answer)
 
     def _path(self, path: Any) -> str:
         return str(Path(path).relative_to(self._folder))
@@ -143,16 +158,18 @@ async def test_what_a_full_database_rejects_is_accepted_when_there_is_room(sqlit
     assert closed == [False] * (len(clients) - 1) + [True]
 
 
+@pytest.mark.parametrize("numbers", [1, 300_000])
 async def test_files_are_on_disk_before_the_rows_and_the_answers_that_promise_them(
-    sqlite: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sqlite: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: int
 ) -> None:
+    more = {"more": np.zeros(numbers, np.float32)}
     diary = Diary(tmp_path, monkeypatch)
     async with coordinating(sqlite, tmp_path) as coordination:
         coordinator = Coordinator(replace(coordination.context, engine=InProcess(coordination.engine.files)))
         actor, clients = await coordination.world.user(Role.ACTOR), await coordination.world.users(2)
         await diary.read_statements(sqlite)
 
-        initial, updates = model_file(), [model_file(1), model_file(3)]
+        initial, updates = model_file(**more), [model_file(1, **more), model_file(3, **more)]
         spec = replace(SPEC, target_num_updates=1, client_ids=tuple(clients))
         made = await coordinator.trainings.create(actor, spec, sent(actor, initial))
         diary.note("answer", "created")
@@ -169,12 +186,14 @@ async def test_files_are_on_disk_before_the_rows_and_the_answers_that_promise_th
 
     diary.check(digest(initial), 'INSERT INTO "model_version"', "created")
     for client, update in zip(clients, updates, strict=True):
-        diary.check(digest(update), 'INSERT INTO "round_update"', f"receipt {client}")
+        check = diary.check_small if numbers == 1 else diary.check
+        check(digest(update), 'INSERT INTO "round_update"', f"receipt {client}")
     diary.check(result, 'INSERT INTO "model_version"', "finished")
 
 
 def sent(user_id: str, data: bytes, training_id: str | None = None) -> Incoming:
     async def chunks() -> AsyncIterator[Chunk]:
-        yield chunk_of(data)
+        for start in range(0, len(data), 1 << 20):
+            yield chunk_of(data[start : start + (1 << 20)])
 
     return Incoming(user_id, chunks(), digest(data), len(data), training_id=training_id)

@@ -93,7 +93,7 @@ def test_an_upload_goes_on_behind_a_kill(server: Server) -> None:
     def first_try() -> Iterator[training_pb2.CreateTrainingRequest]:
         yield training_pb2.CreateTrainingRequest(spec=spec, upload_id=upload_id)
         for chunk, end in payload.chunks(0):
-            yield training_pb2.CreateTrainingRequest(chunk=chunk)
+            yield training_pb2.CreateTrainingRequest(chunk=bytes(chunk))
             if end > payload.size_bytes // 2:
                 half_sent.set()
                 server_gone.wait(100)
@@ -120,7 +120,7 @@ def test_an_upload_goes_on_behind_a_kill(server: Server) -> None:
         def second_try() -> Iterator[training_pb2.CreateTrainingRequest]:
             yield training_pb2.CreateTrainingRequest(spec=spec, upload_id=upload_id, offset=offset)
             for chunk, _ in payload.chunks(offset):
-                yield training_pb2.CreateTrainingRequest(chunk=chunk)
+                yield training_pb2.CreateTrainingRequest(chunk=bytes(chunk))
 
         training = rpc.send(rpc.trainings.CreateTraining, second_try()).training
         stored = actor.download_model(training.model_id)["weight"]

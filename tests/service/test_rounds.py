@@ -115,8 +115,10 @@ def test_one_participant_and_one_update_is_the_update(actor: Person, clients: li
 
 
 def test_aggregated_updates_need_not_stay_in_memory(server: Server, actor: Person, clients: list[Person]) -> None:
-    made = actor.create(client_ids=ids(clients[:2]))
-    updates = [model_file(0.3), model_file(0.4)]
+    # Those of small files stay until the journal is given up.
+    more = {"more": np.zeros(300_000, np.float32)}
+    made = actor.create(model_file(**more), client_ids=ids(clients[:2]))
+    updates = [model_file(0.3, **more), model_file(0.4, **more)]
     files = [server.data_dir / "objects" / digest(data)[:2] / digest(data) for data in updates]
     actor.start(made.training_id)
     clients[0].submit(made.training_id, updates[0])
