@@ -188,6 +188,32 @@ def test_files_are_written_anew_if_the_file_system_could_not_be_synced(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_a_sync_of_the_file_system_that_fails_concerns_the_segment_in_use_too(
+    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def times() -> list[int]:
+        return [blobs.files.local_path(file.blob).stat().st_mtime_ns for file in FILES]
+
+    # The system reports an error once, whichever file it concerns.
+    answers = iter([False, True, True])
+    monkeypatch.setattr(journal, "sync_file_system", lambda descriptor: next(answers))
+    blobs.store(FILES[:1])
+    with blobs._journal.holding(FILES[:1]):
+        retire(blobs)
+        blobs.store(FILES[1:])
+        first, *rest = times()
+    blobs._journal.settle()
+    assert times()[0] > first
+    assert times()[1:] == rest
+    retire(blobs)
+    assert all(now > before for now, before in zip(times()[1:], rest, strict=True))
+    # Later ones were written after the error.
+    blobs.store(FILES)
+    before = times()
+    retire(blobs)
+    assert times() == before
+
+
 def test_a_journal_that_is_full_is_no_reason_to_wait(
     blobs: LocalBlobs, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

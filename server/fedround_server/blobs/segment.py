@@ -61,6 +61,7 @@ class Segment:
         size: How many bytes the file has.
         users: How many callers rely on entries whose files are not all made yet.
         is_broken: Whether a write or a sync has failed: nothing more is appended.
+        is_doubtful: Whether a file of one of its entries may be lost although a later sync of the file system succeeds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,6 +74,7 @@ class Segment:
         self.size = 0
         self.users = 0
         self.is_broken = False
+        self.is_doubtful = False
         self._end = 0
         self._synced = 0
         self._sync_lock = threading.Lock()
@@ -126,6 +128,7 @@ class Segment:
     def rewind(self) -> None:
         """Begins anew, in place: writing to blocks that the file has needs no change of the file system's metadata."""
         self._end = self._synced = 0
+        self.is_doubtful = False
 
     def remove(self) -> None:
         """Closes and removes the file."""
