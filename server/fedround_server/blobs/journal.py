@@ -155,8 +155,7 @@ class Journal:
                     return None, 0
                 end = segment.append(files)
             except OSError as error:
-                if self._current is not None:
-                    self._retire(self._current)
+                self._leave_current()
                 if is_disk_full(error):
                     return None, 0
                 raise
@@ -204,6 +203,16 @@ class Journal:
             self._current = None
             self._retired.append(segment)
             self._changed.notify_all()
+
+    def _leave_current(self) -> None:
+        """Lets no more entries be appended to the current segment, which could not be written."""
+        segment = self._current
+        if segment is not None:
+            self._retire(segment)
+            if segment.is_empty:
+                # Nothing relies on it, so there is nothing to wait for.
+                self._retired.remove(segment)
+                segment.remove()
 
     def _doubt_all(self) -> None:
         """Has all files be written anew that were made so far, also those of segments in use: an error is told once."""

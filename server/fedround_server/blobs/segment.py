@@ -80,6 +80,11 @@ class Segment:
         self._sync_lock = threading.Lock()
         self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no entries, but for those that are left of an earlier use."""
+        return not self._end
+
     def end_after(self, size: int) -> int:
         """Returns where the entries would end with another group of a size, in bytes."""
         return self._end + size
