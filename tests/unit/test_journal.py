@@ -337,6 +337,34 @@ def test_what_cannot_be_recovered_stays_in_the_journal(tmp_path: Path, monkeypat
     assert segments(tmp_path) == []
 
 
+def test_recovery_reads_files_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LocalBlobs(tmp_path).store(FILES)
+    blobs = LocalBlobs(tmp_path)
+    # What memory shows of it never got to the disk.
+    lost = blobs.files.local_path(FILES[2].blob)
+
+    def drop(path: Path) -> None:
+        if path == lost:
+            lost.chmod(0o600)
+            lost.write_bytes(bytes(len(FILES[2].data)))
+
+    monkeypatch.setattr(local, "drop_cached_pages", drop)
+    assert blobs.recover(blobs.unsettled()) == 1
+    assert lost.read_bytes() == FILES[2].data
+
+
+def test_recovery_makes_files_anew_that_the_disk_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LocalBlobs(tmp_path).store(FILES)
+    blobs, read = LocalBlobs(tmp_path), Path.read_bytes
+    unreadable = [blobs.files.local_path(file.blob) for file in FILES[:2]]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: failure(errno.EIO)() if path in unreadable else read(path))
+        needed = blobs.unsettled() - {FILES[1].blob.sha256}
+        assert blobs.recover(needed) == 1
+    assert unreadable[0].read_bytes() == FILES[0].data
+    assert not unreadable[1].exists()
+
+
 def test_recovery_forces_files_to_disk_before_it_removes_the_journal(tmp_path: Path, calls: list[str]) -> None:
     LocalBlobs(tmp_path).store(FILES)
     calls.clear()
