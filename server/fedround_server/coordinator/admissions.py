@@ -1,8 +1,10 @@
 """What the updates of rounds must be, so that the database is asked for the first one of a round only."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+
+from cachetools import LRUCache
 
 from fedround_server.domain.model import Manifest
 from fedround_server.domain.rounds.kind import ExpectedTensors
@@ -10,10 +12,10 @@ from fedround_server.domain.update import NewUpdate
 from fedround_server.engine.format.compare import check_same
 from fedround_server.store.queries.submission import Admission
 
-K = TypeVar("K")
-V = TypeVar("V")
-MAX_ROUNDS = 64
-"""Of how many rounds the admissions are kept: those that were added last."""
+MAX_TENSORS = 40_000
+"""How many tensors the admissions that are kept name together. Each takes some 500 bytes, twice with an update's."""
+MIN_TENSORS = 100
+"""As how many tensors an admission counts at least."""
 MAX_USERS = 20_000
 """How many users are known to see a training."""
 
@@ -35,36 +37,29 @@ class Admissions:
     """
 
     def __init__(self) -> None:
-        self._rounds: _Latest[tuple[str, int], Terms] = _Latest(MAX_ROUNDS)
-        self._users: _Latest[tuple[str, str], bool] = _Latest(MAX_USERS)
+        self._rounds: LRUCache[tuple[str, int], Terms] = LRUCache(MAX_TENSORS, getsizeof=_count_tensors)
+        self._users: LRUCache[tuple[str, str], bool] = LRUCache(MAX_USERS)
 
     def find(self, new: NewUpdate) -> Terms | None:
         """Returns the terms of an update; None if the database is to be asked."""
-        if (new.training_id, new.user_id) not in self._users.items:
+        if not self._users.get((new.training_id, new.user_id)):
             return None
-        return self._rounds.items.get((new.training_id, new.round))
+        return self._rounds.get((new.training_id, new.round))
 
     def add(self, new: NewUpdate, admission: Admission) -> Terms:
         """Returns the terms of an update that was admitted, and keeps them for others."""
         terms = Terms(admission, _tensor_check(admission.tensors))
         if admission.is_shared:
-            self._rounds.add((new.training_id, new.round), terms)
-            self._users.add((new.training_id, new.user_id), True)
+            self._users[new.training_id, new.user_id] = True
+            # Raised for one that names more tensors than may be kept.
+            with suppress(ValueError):
+                self._rounds[new.training_id, new.round] = terms
         return terms
 
 
-class _Latest(Generic[K, V]):
-    """The items that were added last."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self.items: dict[K, V] = {}
-
-    def add(self, key: K, value: V) -> None:
-        self.items.pop(key, None)
-        self.items[key] = value
-        if len(self.items) > self._size:
-            del self.items[next(iter(self.items))]
+def _count_tensors(terms: Terms) -> int:
+    tensors = terms.admission.tensors
+    return max(MIN_TENSORS, len(tensors.manifest) + len(tensors.differences or ()))
 
 
 def _tensor_check(expected: ExpectedTensors) -> Callable[[Manifest], None]:
