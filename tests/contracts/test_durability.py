@@ -13,6 +13,7 @@ from contracts.blobs import chunk_of
 from contracts.coordination import FakeEngine, coordinating
 from contracts.world import SPEC, World
 from fedround_server.app import _write_secret
+from fedround_server.blobs import read_entries
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.chunk import Chunk
@@ -37,17 +38,23 @@ class Diary:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.entries: list[tuple[str, str]] = []
         self._folder = folder
-        sync, rename = os.fsync, os.replace
+        sync, sync_data, rename = os.fsync, os.fdatasync, os.replace
 
         def noted_sync(descriptor: int) -> None:
             sync(descriptor)
             self.note("sync", self._path(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+        def noted_data_sync(descriptor: int) -> None:
+            sync_data(descriptor)
+            for file in read_entries(Path(f"/proc/self/fd/{descriptor}").readlink()):
+                self.note("journaled", file.blob.sha256)
 
         def noted_rename(source: Any, target: Any) -> None:
             rename(source, target)
             self.note("rename", f"{self._path(source)} > {self._path(target)}")
 
         patch.setattr(os, "fsync", noted_sync)
+        patch.setattr(os, "fdatasync", noted_data_sync)
         patch.setattr(os, "replace", noted_rename)
 
     async def read_statements(self, store: Store) -> None:
@@ -75,6 +82,14 @@ class Diary:
         written = self.find("sql", statement, sha256)
         committed = self.entries.index(("sql", "COMMIT"), written)
         assert self.find("sync", source) < renamed < folder < written < committed < self.find("answer", answer)
+
+    def check_small(self, sha256: str, statement: str, answer: str) -> None:
+        """The journal was synced with the file, then it got its name, then the row was committed, then answered."""
+        renamed = self.find("rename", f"> objects/{sha256[:2]}/{sha256}")
+        written = self.find("sql", statement, sha256)
+        committed = self.entries.index(("sql", "COMMIT"), written)
+        journal = self.find("sync", "journal")
+        assert journal < self.find("journaled", sha256) < renamed < written < committed < self.find("answer", answer)
 
     def _path(self, path: Any) -> str:
         return str(Path(path).relative_to(self._folder))
@@ -169,7 +184,7 @@ async def test_files_are_on_disk_before_the_rows_and_the_answers_that_promise_th
 
     diary.check(digest(initial), 'INSERT INTO "model_version"', "created")
     for client, update in zip(clients, updates, strict=True):
-        diary.check(digest(update), 'INSERT INTO "round_update"', f"receipt {client}")
+        diary.check_small(digest(update), 'INSERT INTO "round_update"', f"receipt {client}")
     diary.check(result, 'INSERT INTO "model_version"', "finished")
 
 
