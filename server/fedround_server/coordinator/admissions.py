@@ -1,10 +1,9 @@
 """What the updates of rounds must be, so that the database is asked for the first one of a round only."""
 
+from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-
-from cachetools import LRUCache
+from typing import Generic, TypeVar
 
 from fedround_server.domain.model import Manifest
 from fedround_server.domain.rounds.kind import ExpectedTensors
@@ -12,6 +11,8 @@ from fedround_server.domain.update import NewUpdate
 from fedround_server.engine.format.compare import check_same
 from fedround_server.store.queries.submission import Admission
 
+K = TypeVar("K")
+V = TypeVar("V")
 MAX_TENSORS = 40_000
 """How many tensors the admissions that are kept name together. Each takes some 500 bytes, twice with an update's."""
 MIN_TENSORS = 100
@@ -37,24 +38,45 @@ class Admissions:
     """
 
     def __init__(self) -> None:
-        self._rounds: LRUCache[tuple[str, int], Terms] = LRUCache(MAX_TENSORS, getsizeof=_count_tensors)
-        self._users: LRUCache[tuple[str, str], bool] = LRUCache(MAX_USERS)
+        self._rounds: _Latest[tuple[str, int], Terms] = _Latest(MAX_TENSORS, _count_tensors)
+        self._users: _Latest[tuple[str, str], bool] = _Latest(MAX_USERS, lambda _: 1)
 
     def find(self, new: NewUpdate) -> Terms | None:
         """Returns the terms of an update; None if the database is to be asked."""
-        if not self._users.get((new.training_id, new.user_id)):
+        if self._users.find((new.training_id, new.user_id)) is None:
             return None
-        return self._rounds.get((new.training_id, new.round))
+        return self._rounds.find((new.training_id, new.round))
 
     def add(self, new: NewUpdate, admission: Admission) -> Terms:
         """Returns the terms of an update that was admitted, and keeps them for others."""
         terms = Terms(admission, _tensor_check(admission.tensors))
         if admission.is_shared:
-            self._users[new.training_id, new.user_id] = True
-            # Raised for one that names more tensors than may be kept.
-            with suppress(ValueError):
-                self._rounds[new.training_id, new.round] = terms
+            self._users.add((new.training_id, new.user_id), True)
+            self._rounds.add((new.training_id, new.round), terms)
         return terms
+
+
+class _Latest(Generic[K, V]):
+    """The items that were used last, of which the sizes have a limit together."""
+
+    def __init__(self, limit: int, size_of: Callable[[V], int]) -> None:
+        self._left = limit
+        self._size_of = size_of
+        self._items: OrderedDict[K, V] = OrderedDict()
+
+    def find(self, key: K) -> V | None:
+        if key not in self._items:
+            return None
+        self._items.move_to_end(key)
+        return self._items[key]
+
+    def add(self, key: K, value: V) -> None:
+        if key in self._items:
+            self._left += self._size_of(self._items.pop(key))
+        self._items[key] = value
+        self._left -= self._size_of(value)
+        while self._left < 0:
+            self._left += self._size_of(self._items.popitem(last=False)[1])
 
 
 def _count_tensors(terms: Terms) -> int:
