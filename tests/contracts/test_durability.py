@@ -1,7 +1,7 @@
 """What is promised is on disk first: how SQLite is configured to write, and in which order files and rows are kept."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from contracts.blobs import chunk_of
 from contracts.coordination import FakeEngine, coordinating
 from contracts.world import SPEC, World
 from fedround_server.app import _write_secret
+from fedround_server.blobs import read_entries
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.chunk import Chunk
@@ -38,21 +39,23 @@ class Diary:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.entries: list[tuple[str, str]] = []
         self._folder = folder
-        rename = os.replace
+        sync, sync_data, rename = os.fsync, os.fdatasync, os.replace
 
-        def noted(sync: Callable[[int], None]) -> Callable[[int], None]:
-            def noted_sync(descriptor: int) -> None:
-                sync(descriptor)
-                self.note("sync", self._path(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        def noted_sync(descriptor: int) -> None:
+            sync(descriptor)
+            self.note("sync", self._path(Path(f"/proc/self/fd/{descriptor}").readlink()))
 
-            return noted_sync
+        def noted_data_sync(descriptor: int) -> None:
+            sync_data(descriptor)
+            for file in read_entries(Path(f"/proc/self/fd/{descriptor}").readlink()):
+                self.note("journaled", file.blob.sha256)
 
         def noted_rename(source: Any, target: Any) -> None:
             rename(source, target)
             self.note("rename", f"{self._path(source)} > {self._path(target)}")
 
-        patch.setattr(os, "fsync", noted(os.fsync))
-        patch.setattr(os, "fdatasync", noted(os.fdatasync))
+        patch.setattr(os, "fsync", noted_sync)
+        patch.setattr(os, "fdatasync", noted_data_sync)
         patch.setattr(os, "replace", noted_rename)
 
     async def read_statements(self, store: Store) -> None:
@@ -82,14 +85,12 @@ class Diary:
         assert self.find("sync", source) < renamed < folder < written < committed < self.find("answer", answer)
 
     def check_small(self, sha256: str, statement: str, answer: str) -> None:
-        """The journal was synced, then the file was renamed, then the row was committed, then answered."""
+        """The journal was synced with the file, then it got its name, then the row was committed, then answered."""
         renamed = self.find("rename", f"> objects/{sha256[:2]}/{sha256}")
-        source = self.entries[renamed - 1]
         written = self.find("sql", statement, sha256)
         committed = self.entries.index(("sql", "COMMIT"), written)
-        assert source[0] == "sync"
-        assert source[1].startswith("journal/")
-        assert self.find("sync", "journal") < renamed < written < committed < self.find("answer", answer)
+        journal = self.find("sync", "journal")
+        assert journal < self.find("journaled", sha256) < renamed < written < committed < self.find("answer", answer)
 
     def _path(self, path: Any) -> str:
         return str(Path(path).relative_to(self._folder))

@@ -187,6 +187,19 @@ async def test_what_is_wrong_with_the_file_is_told_to_those_whose_update_would_b
         await submit(one, training, users[1], wrong)
 
 
+async def test_a_lack_of_room_is_told_to_those_whose_update_would_be_accepted(
+    one: Coordination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, users, training = await one.running(3)
+    monkeypatch.setattr(one.context.blobs, "free_bytes", lambda: 0)
+    for user in users[:2]:
+        with pytest.raises(DiskFull):
+            await submit(one, training, user, file(0))
+    await one.coordinator.trainings.remove_clients(training.training_id, training.actor_id, [users[1]])
+    with pytest.raises(NotInCohort):
+        await submit(one, training, users[1], file(0))
+
+
 async def test_one_that_arrives_slowly_is_written_while_it_arrives(
     one: Coordination, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,37 @@ def test_files_are_written_anew_if_the_file_system_could_not_be_synced(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_a_sync_of_the_file_system_that_fails_concerns_the_segment_in_use_too(
+    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [blobs.files.local_path(file.blob) for file in FILES]
+
+    def age() -> None:
+        for path in paths:
+            os.utime(path, (0, 0))
+
+    def anew() -> list[bool]:
+        return [path.stat().st_mtime > 0 for path in paths]
+
+    # The system reports an error once, whichever file it concerns.
+    answers = iter([False, True, True])
+    monkeypatch.setattr(journal, "sync_file_system", lambda descriptor: next(answers))
+    blobs.store(FILES[:1])
+    with blobs._journal.holding(FILES[:1]):
+        retire(blobs)
+        blobs.store(FILES[1:])
+        age()
+    blobs._journal.settle()
+    assert anew() == [True, False, False, False, False]
+    retire(blobs)
+    assert anew() == [True] * 5
+    # Later ones were written after the error.
+    blobs.store(FILES)
+    age()
+    retire(blobs)
+    assert anew() == [False] * 5
+
+
 def test_a_journal_that_is_full_is_no_reason_to_wait(
     blobs: LocalBlobs, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +272,18 @@ def test_a_sync_that_fails_is_the_error_of_all(
     assert list(read_entries(blobs._journal._current.path)) == FILES
 
 
+def test_a_journal_that_could_not_be_written_is_used_again(
+    blobs: LocalBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", failure(errno.EIO))
+        for _ in range(3):
+            assert [str(error) for error in blobs.store(FILES[:1])] == ["[Errno 5] Input/output error"]
+    assert segments(tmp_path) == []
+    assert blobs.store(FILES) == [None] * 5
+    assert list(read_entries(segments(tmp_path)[0])) == FILES
+
+
 @pytest.mark.parametrize("call", ["pwritev", "fdatasync"])
 def test_a_journal_without_room_does_not_stop_files_that_have_some(
     blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, call: str
@@ -292,6 +335,34 @@ def test_what_cannot_be_recovered_stays_in_the_journal(tmp_path: Path, monkeypat
             blobs.recover(needed)
     assert blobs.recover(blobs.unsettled()) == 5
     assert segments(tmp_path) == []
+
+
+def test_recovery_reads_files_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LocalBlobs(tmp_path).store(FILES)
+    blobs = LocalBlobs(tmp_path)
+    # What memory shows of it never got to the disk.
+    lost = blobs.files.local_path(FILES[2].blob)
+
+    def drop(path: Path) -> None:
+        if path == lost:
+            lost.chmod(0o600)
+            lost.write_bytes(bytes(len(FILES[2].data)))
+
+    monkeypatch.setattr(local, "drop_cached_pages", drop)
+    assert blobs.recover(blobs.unsettled()) == 1
+    assert lost.read_bytes() == FILES[2].data
+
+
+def test_recovery_makes_files_anew_that_the_disk_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LocalBlobs(tmp_path).store(FILES)
+    blobs, read = LocalBlobs(tmp_path), Path.read_bytes
+    unreadable = [blobs.files.local_path(file.blob) for file in FILES[:2]]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: failure(errno.EIO)() if path in unreadable else read(path))
+        needed = blobs.unsettled() - {FILES[1].blob.sha256}
+        assert blobs.recover(needed) == 1
+    assert unreadable[0].read_bytes() == FILES[0].data
+    assert not unreadable[1].exists()
 
 
 def test_recovery_forces_files_to_disk_before_it_removes_the_journal(tmp_path: Path, calls: list[str]) -> None:

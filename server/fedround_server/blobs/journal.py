@@ -93,9 +93,10 @@ class Journal:
             if not ready or self._objects_descriptor is None:
                 return
             if not sync_file_system(self._objects_descriptor):
-                for segment in ready:
-                    for file in read_entries(segment.path):
-                        self._rewrite(file)
+                self._doubt_all()
+            for segment in ready:
+                for file in read_entries(segment.path) if segment.is_doubtful else ():
+                    self._rewrite(file)
             reached("journal.settled")
             with self._changed:
                 for segment in ready:
@@ -154,8 +155,7 @@ class Journal:
                     return None, 0
                 end = segment.append(files)
             except OSError as error:
-                if self._current is not None:
-                    self._retire(self._current)
+                self._leave_current()
                 if is_disk_full(error):
                     return None, 0
                 raise
@@ -203,6 +203,22 @@ class Journal:
             self._current = None
             self._retired.append(segment)
             self._changed.notify_all()
+
+    def _leave_current(self) -> None:
+        """Lets no more entries be appended to the current segment, which could not be written."""
+        segment = self._current
+        if segment is not None:
+            self._retire(segment)
+            if segment.is_empty:
+                # Nothing relies on it, so there is nothing to wait for.
+                self._retired.remove(segment)
+                segment.remove()
+
+    def _doubt_all(self) -> None:
+        """Has all files be written anew that were made so far, also those of segments in use: an error is told once."""
+        with self._changed:
+            for segment in (*self._retired, *([self._current] if self._current else [])):
+                segment.is_doubtful = True
 
     def _settle_forever(self) -> None:
         """Gives up segments that are full, and the last one after a while; ends when there is none."""

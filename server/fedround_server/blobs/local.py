@@ -27,7 +27,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
 from fedround_server.host.file_lock import BACKUP_LOCK, try_exclusive
 from fedround_server.host.folder import make_private
-from fedround_server.host.page_cache import keep_open
+from fedround_server.host.page_cache import drop_cached_pages, keep_open
 from fedround_server.host.sync import sync_file, sync_file_system, sync_folder
 
 log = logging.getLogger(__name__)
@@ -187,7 +187,9 @@ class LocalBlobs:
             os.close(objects)
         for file in self._journal.left():
             path = self.files.local_path(file.blob)
-            is_whole = path.is_file() and path.read_bytes() == file.data
+            # From the disk: after an error, which may have been reported to an earlier process, memory shows more.
+            drop_cached_pages(path)
+            is_whole = _is_whole(path, file.data)
             if file.blob.sha256 not in needed:
                 if not is_whole:
                     path.unlink(missing_ok=True)
@@ -327,6 +329,18 @@ def _is_old(path: Path, min_seconds: float) -> bool:
     with _skip_errors(path):
         return path.stat().st_mtime < time.time() - min_seconds
     return False
+
+
+def _is_whole(path: Path, data: bytes) -> bool:
+    """Returns whether a file exists, can be read, and has the data."""
+    try:
+        return path.read_bytes() == data
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False
 
 
 def _file_size(path: Path | str) -> int:

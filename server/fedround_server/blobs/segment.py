@@ -61,6 +61,7 @@ class Segment:
         size: How many bytes the file has.
         users: How many callers rely on entries whose files are not all made yet.
         is_broken: Whether a write or a sync has failed: nothing more is appended.
+        is_doubtful: Whether a file of one of its entries may be lost although a later sync of the file system succeeds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,10 +74,16 @@ class Segment:
         self.size = 0
         self.users = 0
         self.is_broken = False
+        self.is_doubtful = False
         self._end = 0
         self._synced = 0
         self._sync_lock = threading.Lock()
         self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no entries, but for those that are left of an earlier use."""
+        return not self._end
 
     def end_after(self, size: int) -> int:
         """Returns where the entries would end with another group of a size, in bytes."""
@@ -126,6 +133,7 @@ class Segment:
     def rewind(self) -> None:
         """Begins anew, in place: writing to blocks that the file has needs no change of the file system's metadata."""
         self._end = self._synced = 0
+        self.is_doubtful = False
 
     def remove(self) -> None:
         """Closes and removes the file."""

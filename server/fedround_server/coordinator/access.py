@@ -111,8 +111,8 @@ class Access:
 
         Args:
             work: Makes the change.
-            user_id: Whose calls under way to end if their credentials are no longer valid; None for nobody's. The call
-                that made the change is spared: it has a response to send.
+            user_id: Whose calls under way to end if their credentials are no longer valid; None to end no calls. The
+                call that made the change is spared: it has a response to send.
         """
         try:
             result = await work

@@ -1,5 +1,6 @@
 """What the updates of rounds must be, so that the database is asked for the first one of a round only."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -12,8 +13,10 @@ from fedround_server.store.queries.submission import Admission
 
 K = TypeVar("K")
 V = TypeVar("V")
-MAX_ROUNDS = 64
-"""Of how many rounds the admissions are kept: those that were added last."""
+MAX_TENSORS = 40_000
+"""How many tensors the admissions that are kept name together. Each takes some 500 bytes, twice with an update's."""
+MIN_TENSORS = 100
+"""As how many tensors an admission counts at least."""
 MAX_USERS = 20_000
 """How many users are known to see a training."""
 
@@ -35,14 +38,14 @@ class Admissions:
     """
 
     def __init__(self) -> None:
-        self._rounds: _Latest[tuple[str, int], Terms] = _Latest(MAX_ROUNDS)
-        self._users: _Latest[tuple[str, str], bool] = _Latest(MAX_USERS)
+        self._rounds: _Latest[tuple[str, int], Terms] = _Latest(MAX_TENSORS, _count_tensors)
+        self._users: _Latest[tuple[str, str], bool] = _Latest(MAX_USERS, lambda _: 1)
 
     def find(self, new: NewUpdate) -> Terms | None:
         """Returns the terms of an update; None if the database is to be asked."""
-        if (new.training_id, new.user_id) not in self._users.items:
+        if self._users.find((new.training_id, new.user_id)) is None:
             return None
-        return self._rounds.items.get((new.training_id, new.round))
+        return self._rounds.find((new.training_id, new.round))
 
     def add(self, new: NewUpdate, admission: Admission) -> Terms:
         """Returns the terms of an update that was admitted, and keeps them for others."""
@@ -58,17 +61,31 @@ class Admissions:
 
 
 class _Latest(Generic[K, V]):
-    """The items that were added last."""
+    """The items that were used last, of which the sizes have a limit together."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self.items: dict[K, V] = {}
+    def __init__(self, limit: int, size_of: Callable[[V], int]) -> None:
+        self._left = limit
+        self._size_of = size_of
+        self._items: OrderedDict[K, V] = OrderedDict()
+
+    def find(self, key: K) -> V | None:
+        if key not in self._items:
+            return None
+        self._items.move_to_end(key)
+        return self._items[key]
 
     def add(self, key: K, value: V) -> None:
-        self.items.pop(key, None)
-        self.items[key] = value
-        if len(self.items) > self._size:
-            del self.items[next(iter(self.items))]
+        if key in self._items:
+            self._left += self._size_of(self._items.pop(key))
+        self._items[key] = value
+        self._left -= self._size_of(value)
+        while self._left < 0:
+            self._left += self._size_of(self._items.popitem(last=False)[1])
+
+
+def _count_tensors(terms: Terms) -> int:
+    tensors = terms.admission.tensors
+    return max(MIN_TENSORS, len(tensors.manifest) + len(tensors.differences or ()))
 
 
 def _tensor_check(expected: ExpectedTensors) -> Callable[[Manifest], None]:

@@ -48,12 +48,12 @@ class Identities:
                 return identity
 
     def forget_all(self) -> None:
-        """Forgets everything, also what is being looked up: somebody's credentials have changed."""
+        """Forgets everything, also what is being looked up: credentials of some user have changed."""
         self._changes += 1
         self._kept.clear()
 
     def _keep(self, credentials: Credentials, identity: Identity) -> None:
-        # Those of nobody are not kept: their callers could fill the memory, and the rate of their calls is limited.
+        # Those of no user are not kept: their callers could fill the memory, and the rate of their calls is limited.
         if identity.owner is None and not identity.certified:
             return
         now = self._now()

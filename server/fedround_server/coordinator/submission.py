@@ -12,6 +12,7 @@ from fedround_server.domain.errors import (
     DataLoss,
     InvalidArgument,
     NotInCohort,
+    ResourceExhausted,
     RoundNotOpen,
     UpdateExists,
     UpdateStale,
@@ -76,8 +77,8 @@ class Submissions:
             return await self._receive(new, incoming, self._admissions.add(new, admission))
         try:
             return await self._receive(new, incoming, known)
-        except (InvalidArgument, DataLoss):
-            # What is wrong with the file matters only to those whose update would be accepted.
+        except (InvalidArgument, DataLoss, ResourceExhausted):
+            # What is wrong with the file, or that there is no room, matters only if the update would be accepted.
             admission = await self._admit(new, incoming)
             if isinstance(admission, Update):
                 return admission

@@ -3,15 +3,16 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
+from threading import Lock
 from typing import Any
 
+from cachetools import LRUCache, cached
 from peewee import BigIntegerField, CharField, DatabaseProxy, Model, TextField
 
 BATCH_ROWS = 500
 """Rows of one INSERT, so that no statement has too many parameters."""
-SHARED_STRUCTURES = 500
-"""How many shared structures are kept; one takes some 10 kB."""
+SHARED_CHARACTERS = 4 << 20
+"""Characters of the texts whose structures are kept; a structure takes some five times as much memory."""
 
 database_proxy = DatabaseProxy()
 
@@ -46,13 +47,15 @@ class SharedJson(dict[str, Any]):
     """A structure that was decoded once for all rows that have the same text; it must not be changed.
 
     Attributes:
+        num_characters: The length of the text.
         read: What a function of the mapping has read from it; None if nothing yet.
     """
 
-    __slots__ = ("read",)
+    __slots__ = ("num_characters", "read")
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], num_characters: int) -> None:
         super().__init__(values)
+        self.num_characters = num_characters
         self.read: Any = None
 
 
@@ -64,9 +67,9 @@ class SharedJsonField(JsonField):
         return None if value is None else _decode_shared(value)
 
 
-@lru_cache(SHARED_STRUCTURES)
+@cached(LRUCache(SHARED_CHARACTERS, getsizeof=lambda one: one.num_characters), lock=Lock())
 def _decode_shared(text: str) -> SharedJson:
-    return SharedJson(json.loads(text))
+    return SharedJson(json.loads(text), len(text))
 
 
 class MetricsField(JsonField):
