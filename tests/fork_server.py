@@ -12,6 +12,7 @@ was forked.
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -115,6 +116,9 @@ def _load() -> None:
             return made
 
     spawned, process.WorkerContext = process.WorkerContext, ForkedFirst
+    # Otherwise each forked process visits all of these objects, and copies their pages, when it collects garbage.
+    gc.collect()
+    gc.freeze()
 
 
 def _become(order: dict[str, Any], stdout: int, stderr: int) -> None:
