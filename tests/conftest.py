@@ -1,10 +1,11 @@
 """Databases for every test that needs a real one, and how examples are drawn."""
 
+import gc
 import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +40,17 @@ LONG_FOLDERS = ("chaos", "e2e", "demo", "contracts", "service")
 def pytest_configure() -> None:
     """Has SIGINT end the processes that tests start, also where a shell has started the tests in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Has the garbage collector leave alone what is imported and collected: it would visit all of it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
