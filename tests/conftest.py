@@ -44,7 +44,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Has the garbage collector leave alone what is imported and collected: it would visit all of it again and again."""
+    """Keeps the garbage collector off what is imported and collected, all of which it would visit again and again."""
     gc.disable()
     try:
         return (yield)
