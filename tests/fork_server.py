@@ -59,7 +59,7 @@ class Child:
 def main() -> None:
     """Forks what is ordered until the other side closes the socket, then kills what is left."""
     _load()
-    forked_workers.start(int(sys.argv[1]))
+    workers = forked_workers.start(int(sys.argv[1]))
     # Workers that outlive their server become children of this process.
     ctypes.CDLL(None).prctl(SUBREAPER, 1)
     orders = socket.socket(fileno=int(sys.argv[1]))
@@ -70,7 +70,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
     children: dict[int, Child] = {}
-    orders.send(b"ready")
+    orders.send(workers)
     while True:
         for ready in select([orders, wake], [], [])[0]:
             if ready is wake:
