@@ -72,7 +72,11 @@ def main() -> None:
     children: dict[int, Child] = {}
     orders.send(workers)
     while True:
-        for ready in select([orders, wake], [], [])[0]:
+        # The later workers of a server that has ended are children of another process: no signal comes when they end.
+        is_ending = any(child.code is not None for child in children.values())
+        if is_ending:
+            _reap(children)
+        for ready in select([orders, wake], [], [], 0.01 if is_ending else None)[0]:
             if ready is wake:
                 wake.recv(MAX_ORDER)
                 _reap(children)
