@@ -12,6 +12,7 @@ was forked.
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -26,6 +27,8 @@ from pathlib import Path
 from select import select
 from typing import Any
 
+import forked_workers
+
 SUBREAPER = 36
 MAX_ORDER = 1 << 16
 HEAVY = (
@@ -36,6 +39,7 @@ HEAVY = (
     "fedround_server.engine.aggregation",
     "fedround_server.engine.uncertainty.moments",
     "fedround_server.engine.prediction",
+    "dp_accounting.pld.privacy_loss_distribution",
 )
 
 
@@ -55,6 +59,7 @@ class Child:
 def main() -> None:
     """Forks what is ordered until the other side closes the socket, then kills what is left."""
     _load()
+    workers = forked_workers.start(int(sys.argv[1]))
     # Workers that outlive their server become children of this process.
     ctypes.CDLL(None).prctl(SUBREAPER, 1)
     orders = socket.socket(fileno=int(sys.argv[1]))
@@ -65,9 +70,13 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
     children: dict[int, Child] = {}
-    orders.send(b"ready")
+    orders.send(workers)
     while True:
-        for ready in select([orders, wake], [], [])[0]:
+        # The later workers of a server that has ended are children of another process: no signal comes when they end.
+        is_ending = any(child.code is not None for child in children.values())
+        if is_ending:
+            _reap(children)
+        for ready in select([orders, wake], [], [], 0.01 if is_ending else None)[0]:
             if ready is wake:
                 wake.recv(MAX_ORDER)
                 _reap(children)
@@ -96,25 +105,28 @@ def main() -> None:
 
 def _load() -> None:
     for module in HEAVY:
-        with contextlib.suppress(ImportError):  # PostgreSQL's driver is an extra
+        with contextlib.suppress(ImportError):  # some are extras
             importlib.import_module(module)
     process = importlib.import_module("fedround_server.engine.process")
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"what is forked must have one thread, not {threads}"
 
     class ForkedFirst(ForkContext):
-        """Forks the first worker, which is made before gRPC and any thread is started; later ones are spawned."""
+        """Forks the first worker, which is made before gRPC and any thread is started."""
 
         def __init__(self) -> None:
             self.processes: list[Any] = []
 
         def Process(self, *args: Any, **kwargs: Any) -> ForkProcess:  # type: ignore[override]  # noqa: N802
-            process.WorkerContext = spawned
+            process.WorkerContext = forked_workers.ForkedLater
             made = ForkProcess(*args, **kwargs)
             self.processes.append(made)
             return made
 
-    spawned, process.WorkerContext = process.WorkerContext, ForkedFirst
+    process.WorkerContext = ForkedFirst
+    # Otherwise each forked process visits all of these objects, and copies their pages, when it collects garbage.
+    gc.collect()
+    gc.freeze()
 
 
 def _become(order: dict[str, Any], stdout: int, stderr: int) -> None:

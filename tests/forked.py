@@ -10,11 +10,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from select import select
 from typing import TextIO
 
+import pytest
+
+import forked_workers
 from fork_server import MAX_ORDER
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -84,7 +88,9 @@ class ForkServer:
             number = theirs.fileno()
             command = [sys.executable, "-m", "fork_server", str(number)]
             self._process = subprocess.Popen(command, pass_fds=[number], env={**environment, **more})
-        assert self._orders.recv(MAX_ORDER) == b"ready", "the fork server does not start"
+        workers = self._orders.recv(MAX_ORDER)
+        assert workers, "the fork server does not start"
+        forked_workers.connect(workers, os.open(os.devnull, os.O_RDONLY))
 
     def fork(
         self,
@@ -133,6 +139,15 @@ def fork_server() -> ForkServer:
     made = ForkServer()
     atexit.register(made.close)
     return made
+
+
+@contextmanager
+def forking_workers() -> Iterator[None]:
+    """Has engines of this process fork their workers from what is imported, instead of spawning them."""
+    fork_server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedround_server.engine.process.WorkerContext", forked_workers.ForkedLater)
+        yield
 
 
 def run(*arguments: object, environment: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":

@@ -21,6 +21,7 @@ from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import AggregationJob, PredictionFault, PredictionJob
 from fedround_server.engine.prediction import build_architecture, predict
 from fedround_server.wakeups import Hub
+from forked import forking_workers
 from unit.paths import Paths, at
 from unit.safetensors_files import NAMES, write
 
@@ -136,6 +137,13 @@ in_shared_loop = pytest.mark.asyncio(loop_scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the engine makes its files."""
     return tmp_path_factory.mktemp("engine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Loading torch takes a process a second, so they are forked."""
+    with forking_workers():
+        yield
 
 
 @pytest.fixture(scope="module")

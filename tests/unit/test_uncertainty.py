@@ -24,7 +24,7 @@ from unit.test_moments import gather, make
 
 Tensors = dict[str, np.ndarray]
 # The bounds follow from it.
-DRAWS = 20_000 if IS_LONG else 5_000
+DRAWS = 20_000 if IS_LONG else 2_000
 LINEAR = {"weight": np.array([[1.0, -2.0, 0.5], [0.0, 1.0, 3.0]]), "bias": np.array([0.5, -0.5])}
 INPUTS = np.array([[1.0, 2.0, 3.0], [-1.0, 0.0, 4.0]])
 
@@ -118,7 +118,7 @@ def test_sgd_on_a_quadratic_gives_its_stationary_distribution(tmp_path: Path) ->
     rng = np.random.default_rng(2)
     rate, noise, curvature, minimum = 0.3, 2.0, np.array([1.0, 2.0, 0.7]), np.array([1.0, -2.0, 30.0])
     variance = rate**2 * noise / (1 - (1 - rate * curvature) ** 2)
-    participants, steps = 4, 20_000
+    participants, steps = 4, 20_000 if IS_LONG else 5_000
     iterates = np.empty((participants, steps, 3))
     weights = minimum + np.sqrt(variance) * rng.standard_normal((participants, 3))
     for step in range(steps):
@@ -139,7 +139,7 @@ def test_a_known_gaussian_is_found_with_its_correlations(tmp_path: Path) -> None
     rng = np.random.default_rng(3)
     factor = np.array([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [-0.5, 0.5, 2.0]])
     covariance, center = factor @ factor.T, np.array([5.0, 0.0, -5.0])
-    participants, rank, draws = (25, 20, 1000) if IS_LONG else (10, 20, 500)
+    participants, rank, draws = (25, 20, 1000) if IS_LONG else (10, 20, 250)
     runs = center + rng.standard_normal((participants, 100, 3)) @ factor.T
     posterior = make(tmp_path, [gather({"w": run}, rank) for run in runs], [1] * participants)
     samples = sample(posterior, ["w"], draws)
@@ -178,9 +178,10 @@ def test_a_posterior_of_another_model_is_rejected(tmp_path: Path) -> None:
         run("linear", [save(tmp_path / "model", LINEAR)], "swag", {"samples": 1}, posterior=posterior)
 
 
+@pytest.mark.attack
 def test_mc_dropout_of_a_linear_model_has_the_closed_form(tmp_path: Path) -> None:
     model = {f"1.{name}": tensor for name, tensor in LINEAR.items()}
-    samples, rate = 20_000, 0.25
+    samples, rate = 20_000 if IS_LONG else 5_000, 0.25
     found = run("dropout", [save(tmp_path / "model", model)], "mc_dropout", {"samples": samples})
     products = INPUTS[:, None, :] * LINEAR["weight"]
     mean = products.sum(-1) + LINEAR["bias"]
@@ -303,7 +304,7 @@ def test_a_seed_makes_a_prediction_reproducible(tmp_path: Path, method: str) -> 
     def ask(seed: int | None) -> bytes:
         # Whatever was drawn before, by whomever.
         torch.rand(3)
-        return run("dropout", [model], method, {"samples": 300}, posterior=posterior, seed=seed).mean.data
+        return run("dropout", [model], method, {"samples": 30}, posterior=posterior, seed=seed).mean.data
 
     assert ask(1) == ask(1)
     assert ask(2**62) == ask(2**62)

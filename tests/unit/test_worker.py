@@ -28,6 +28,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.engine.executor import WorkerEngine, WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob, CheckJob
 from fedround_server.engine.process import Worker
+from forked import forking_workers
 from unit.killed_jobs import aggregate_and_die_once, be_killed, die_once
 from unit.paths import Paths, at
 from unit.safetensors_files import write
@@ -57,6 +58,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the engine makes its files."""
     return tmp_path_factory.mktemp("engine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Loading torch takes a process a second, so all are forked but those of `SERVER`."""
+    with forking_workers():
+        yield
 
 
 @pytest.fixture(scope="module")
