@@ -49,7 +49,7 @@ class Waiter:
         self._woken.add(topic)
         _end(self._future)
 
-    def stir(self) -> None:
+    def interrupt(self) -> None:
         """Ends the present wait, or the next one, as a timeout does."""
         if self._woken is None:
             self._woken = set()

@@ -14,17 +14,17 @@ class Line(Protocol):
     """A stream to a subscriber.
 
     Attributes:
-        spoke: When the last message was sent, by the event loop's clock.
+        last_sent: When the last message was sent, by the event loop's clock.
     """
 
-    spoke: float
+    last_sent: float
 
-    def stir(self) -> None:
+    def wake(self) -> None:
         """Has the subscription send a heartbeat, if it still `is_due`."""
 
 
 class Heartbeats:
-    """Stirs lines on which nothing was sent for some time."""
+    """Wakes the lines on which nothing was sent for some time."""
 
     def __init__(self, seconds: float) -> None:
         """Begins without lines.
@@ -39,17 +39,17 @@ class Heartbeats:
         self._lines: OrderedDict[Line, float] = OrderedDict()
         self._timer: asyncio.Handle | None = None
 
-    def spoke(self, line: Line) -> None:
-        """Notes that a message was sent, the first one of a line or a later one."""
+    def sent(self, line: Line) -> None:
+        """Records that a message was sent, the first one of a line or a later one."""
         loop = asyncio.get_running_loop()
-        line.spoke = loop.time()
-        self._look_later(line, line.spoke)
+        line.last_sent = loop.time()
+        self._look_later(line, line.last_sent)
         if self._timer is None:
             self._timer = loop.call_later(self._tick, self._look)
 
     def is_due(self, line: Line) -> bool:
         """Returns whether a line needs a heartbeat."""
-        return line.spoke + self._silence <= asyncio.get_running_loop().time()
+        return line.last_sent + self._silence <= asyncio.get_running_loop().time()
 
     def forget(self, line: Line) -> None:
         """Removes a line."""
@@ -61,12 +61,12 @@ class Heartbeats:
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
-        now, stirred = loop.time(), 0
-        while self._lines and stirred < TURN and self._lines[line := next(iter(self._lines))] <= now:
+        now, woken = loop.time(), 0
+        while self._lines and woken < TURN and self._lines[line := next(iter(self._lines))] <= now:
             # Its reader may be too slow for a heartbeat.
             self._look_later(line, now)
-            line.stir()
-            stirred += 1
+            line.wake()
+            woken += 1
         self._timer = None
         if self._lines:
-            self._timer = loop.call_soon(self._look) if stirred == TURN else loop.call_later(self._tick, self._look)
+            self._timer = loop.call_soon(self._look) if woken == TURN else loop.call_later(self._tick, self._look)

@@ -19,7 +19,7 @@ MAX_INLINE_BYTES = 1 << 20
 CACHE_BYTES = 8 << 20
 """How many bytes of files are kept for the next subscriber."""
 KEEP_SECONDS = 5.0
-"""A file that nobody was sent for so long is dropped: all subscribers of a round get its start at once."""
+"""A file that was not sent for so long is dropped: all subscribers of a round get its start at once."""
 SENDING_BYTES = 64 << 20
 """How many bytes are being sent at a time. gRPC has a copy of each message until its subscriber takes it."""
 

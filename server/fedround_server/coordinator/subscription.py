@@ -112,7 +112,7 @@ class Subscriptions:
 class _Line:
     """Sends to a subscriber; a context manager, within which it has heartbeats: not every wake-up leads to an event."""
 
-    __slots__ = ("_greet", "_greeted", "_heartbeats", "_send", "_waiter", "spoke")
+    __slots__ = ("_greet", "_greeted", "_heartbeats", "_send", "_waiter", "last_sent")
 
     def __init__(
         self, send: Send, greet: Callable[[], Awaitable[None]], waiter: Waiter, heartbeats: Heartbeats
@@ -122,18 +122,18 @@ class _Line:
         self._greeted = False
         self._heartbeats = heartbeats
         self._waiter = waiter
-        self.spoke = 0.0
+        self.last_sent = 0.0
 
     def __enter__(self) -> Self:
-        self._heartbeats.spoke(self)
+        self._heartbeats.sent(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._heartbeats.forget(self)
 
-    def stir(self) -> None:
+    def wake(self) -> None:
         """Has the subscription look at the log, and send a heartbeat."""
-        self._waiter.stir()
+        self._waiter.interrupt()
 
     async def greet(self) -> None:
         """Greets the subscriber, unless a message was sent before."""
@@ -145,7 +145,7 @@ class _Line:
         """Sends a message."""
         self._greeted = True
         await self._send(event)
-        self._heartbeats.spoke(self)
+        self._heartbeats.sent(self)
 
 
 class _Subscription:

@@ -30,7 +30,7 @@ class EventEncoder:
             return _encode(event, model)
         key = event.training_id, event.sequence, view(event)
         if model is not None:
-            # Kept with the file, which goes when nobody is left to send it to.
+            # Kept with the file, which is dropped when no subscriber is left for it.
             if model.message[0] != key:
                 model.message = key, _encode(event, model)
             return model.message[1]
