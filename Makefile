@@ -62,7 +62,7 @@ demo: install ## Watch five clients train one model through a real server; write
 	@$(BIN)/fedround demo --output demo $(ARGS)
 
 # pytest exits with 5 when ARGS select no test.
-test: install buf ## Run the tests, JOBS at a time: every promise, at a small size (14 minutes on two cores)
+test: install buf ## Run the tests, JOBS at a time: every promise, at a small size (12 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m '$(QUICK) and not serial' $(ARGS) || [ $$? = 5 ]
 	@$(BIN)/python -m pytest -m '$(QUICK) and serial' $(ARGS) || [ $$? = 5 ]
 

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,8 +202,8 @@ class Campaign:
             self._postgres.kill()
             self._tally.points["PostgreSQL"] += 1
         else:
-            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+            for worker in _others_of_group(process.pid):
+                os.kill(worker, signal.SIGKILL)
             self._tally.points["the worker"] += 1
         time.sleep(self._draw.uniform(0, MAX_OUTAGE))
         process.kill()
@@ -299,6 +299,18 @@ class Campaign:
             self._tally.violations.append(f"{self._kind}, seed {self._seed}: {violation}")
             sys.stderr.write("\n".join([str(violation), *history.about(violation.training_id), ""]))
         return found
+
+
+def _others_of_group(leader: int) -> list[int]:
+    """Returns the processes of a server: not all are its children."""
+    assert os.getpgid(leader) == leader
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != leader:
+            with suppress(ProcessLookupError):
+                if os.getpgid(int(folder.name)) == leader:
+                    found.append(int(folder.name))
+    return found
 
 
 def _is_journal_used(server: RestartableServer, before: int) -> bool:

@@ -30,7 +30,7 @@ class Terms:
 
 
 class Admissions:
-    """Admissions that hold for all updates of a round.
+    """The admission of the last round of each training, if it holds for all updates of the round.
 
     What such an update must be never changes: the round's kind, the training's spec and the tensors of its model stay
     as they are. Whether it is accepted is for the transaction that accepts it. Only users who are known to see the
@@ -38,20 +38,21 @@ class Admissions:
     """
 
     def __init__(self) -> None:
-        self._rounds: _Latest[tuple[str, int], Terms] = _Latest(MAX_TENSORS, _count_tensors)
+        self._trainings: _Latest[str, Terms] = _Latest(MAX_TENSORS, _count_tensors)
         self._users: _Latest[tuple[str, str], bool] = _Latest(MAX_USERS, lambda _: 1)
 
     def find(self, new: NewUpdate) -> Terms | None:
         """Returns the terms of an update; None if the database is to be asked."""
         if self._users.find((new.training_id, new.user_id)) is None:
             return None
-        return self._rounds.find((new.training_id, new.round))
+        terms = self._trainings.find(new.training_id)
+        return terms if terms is not None and terms.admission.round == new.round else None
 
     def add(self, new: NewUpdate, admission: Admission) -> Terms:
-        """Returns the terms of an update that was admitted, and keeps them for others."""
+        """Returns the terms of an update that was admitted, and keeps them for the others of its round."""
         terms = Terms(admission, _tensor_check(admission.tensors))
         if admission.is_shared:
-            self._rounds.add((new.training_id, new.round), terms)
+            self._trainings.add(new.training_id, terms)
             self.know(new.training_id, new.user_id)
         return terms
 
