@@ -153,6 +153,7 @@ def test_a_javascript_participant_trains_with_python_ones_over_a_bad_network(ser
         for event in actor.watch(training.training_id):
             if event.HasField("round_closed"):
                 break
+        until(lambda: "subscribing again behind" in javascript.log)
         server.stop()
         server.start()
         finished = actor.wait(training.training_id, timeout=200)
