@@ -180,6 +180,8 @@ def main() -> None:
     # Whoever ends this ends what it started, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     adopt_orphans()
+    # Systems run in another folder.
+    options.peers = options.peers.absolute()
     os.environ[SYNC_MS] = str(options.sync_ms)
     if options.before:
         os.environ[BEFORE] = str(options.before)

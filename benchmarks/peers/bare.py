@@ -1,9 +1,9 @@
 """Not a system, but what these clients cost any server here: the calls of a round, answered from memory.
 
 It has the options, the codec and the allocator of a fedround server, and the clients of fedround.py, to whom it pushes
-small models if they ask. It asks nobody who they are, checks nothing that comes, and writes, logs and remembers
+small models if they ask. It asks for no credentials, checks nothing that comes, and writes, logs and remembers
 nothing: only the model of each round is hashed, once, for the clients. So it is what any server in Python over gRPC has
-to spend; but it keeps all updates of a round in memory that nobody used before, which may take longer than to write
+to spend; but it keeps all updates of a round in memory that was not used before, which may take longer than to write
 large ones to disk.
 """
 
@@ -32,14 +32,14 @@ class Services(round_pb2_grpc.RoundServiceServicer, model_pb2_grpc.ModelServiceS
         self._workload = workload
         self._layers = {f"layer{number}": layer for number, layer in enumerate(workload.layers())}
         self._model: list[ChunkMessage] = []
-        self._subscribers: list[asyncio.Queue[event_pb2.Event | None]] = []
+        self._subscribers: list[asyncio.Queue[bytes | None]] = []
         self._inline_bytes = 0
         self._updates: list[bytes] = []
         self._round = 0
 
     async def Subscribe(self, request: round_pb2.SubscribeRequest, context: Any) -> None:  # noqa: N802
         """Tells of the rounds."""
-        events: asyncio.Queue[event_pb2.Event | None] = asyncio.Queue()
+        events: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._subscribers.append(events)
         self._inline_bytes = request.inline_model_bytes
         if len(self._subscribers) == self._workload.clients:
@@ -71,7 +71,8 @@ class Services(round_pb2_grpc.RoundServiceServicer, model_pb2_grpc.ModelServiceS
         started = event_pb2.RoundStarted(round=self._round, model=info)
         if len(data) <= self._inline_bytes:
             started.inline_model = data
-        self._tell_all(event_pb2.Event(round_started=started))
+        # As the server has it, for whom the codec leaves events as they are.
+        self._tell_all(event_pb2.Event(round_started=started).SerializeToString())
 
     def _end_round(self) -> None:
         updates = [load(update) for update in self._updates]
@@ -85,7 +86,7 @@ class Services(round_pb2_grpc.RoundServiceServicer, model_pb2_grpc.ModelServiceS
         self._tell_all(None)
         self.ended.set()
 
-    def _tell_all(self, event: event_pb2.Event | None) -> None:
+    def _tell_all(self, event: bytes | None) -> None:
         for events in self._subscribers:
             events.put_nowait(event)
 
