@@ -4,7 +4,8 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,35 @@ def measure_disk(folder: Path) -> Figures:
         The file system, and milliseconds (p50, p99) of 4 KiB that are appended to a file with one fdatasync, and of a
         new file of 4 KiB that is synced, renamed, and synced with its folder.
     """
-    data = os.urandom(SIZE)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         own = Path(name)
-        journal = os.open(own / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        with durable_writes(own, os.urandom(SIZE)) as (append, store):
+            return {"file_system": file_system(own), "fdatasync_ms": spread(append), "new_file_ms": spread(store)}
 
-        def append() -> None:
-            os.write(journal, data)
-            os.fdatasync(journal)
 
-        def store() -> None:
-            descriptor = os.open(own / "new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.write(descriptor, data)
-            os.fsync(descriptor)
-            os.close(descriptor)
-            (own / "new").rename(own / "stored")
-            descriptor = os.open(own, os.O_RDONLY | os.O_DIRECTORY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+@contextmanager
+def durable_writes(folder: Path, data: bytes) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """Yields two ways to force bytes to disk: at the end of a journal, and as a file with a name of its own."""
+    journal = os.open(folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-        figures = {"file_system": file_system(own), "fdatasync_ms": spread(append), "new_file_ms": spread(store)}
+    def append() -> None:
+        os.write(journal, data)
+        os.fdatasync(journal)
+
+    def store() -> None:
+        descriptor = os.open(folder / "new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        (folder / "new").rename(folder / "stored")
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    try:
+        yield append, store
+    finally:
         os.close(journal)
-    return figures
 
 
 def spread(work: Callable[[], None]) -> Figures:

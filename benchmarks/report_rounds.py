@@ -66,7 +66,7 @@ def _row(result: Figures, name: str, system: Figures) -> str:
 
 
 def workload_name(result: Figures) -> str:
-    """Says how many clients have a model of which size."""
+    """Returns how many clients have a model of which size."""
     many = "" if result["layers"] == LAYERS else f" in {result['layers']} tensors"
     return f"{result['clients']} x {result['megabytes']:g} MB{many}"
 

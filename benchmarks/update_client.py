@@ -96,11 +96,16 @@ class Sender:
     def _request(self, training_id: str, number: int, process: int, index: int) -> SubmitUpdateRequest:
         # The last three numbers say whose update it is: there are less than 2^24 of each.
         data = self._model[:-12] + struct.pack("<3f", number, process, index)
-        spec = UpdateSpec(
-            training_id=training_id,
-            round=number,
-            num_examples=1,
-            sha256=hashlib.sha256(data).hexdigest(),
-            size_bytes=len(data),
-        )
+        spec = update_spec(data, training_id, number)
         return SubmitUpdateRequest(spec=spec, chunk=data, chunk_crc32c=google_crc32c.value(data))
+
+
+def update_spec(data: bytes, training_id: str, number: int) -> UpdateSpec:
+    """Returns the spec of an update for a round."""
+    return UpdateSpec(
+        training_id=training_id,
+        round=number,
+        num_examples=1,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+    )

@@ -30,9 +30,8 @@ import structlog
 from safetensors.numpy import save
 
 from callers import Caller
-from disk import measure_disk, told
+from disk import durable_writes, measure_disk, told
 from fedround.v1 import round_pb2
-from fedround.v1.round_pb2 import UpdateSpec
 from fedround.v1.round_pb2_grpc import RoundServiceStub
 from fedround.v1.training_pb2 import GetTrainingRequest
 from fedround_client.channel import open_channel
@@ -44,6 +43,7 @@ from measure import Running, cpu_seconds, fedround_server, keep, tree, wait_for
 from peers.fedround import messages
 from servers import SlowSyncs, Unavailable
 from streams import null_server
+from update_client import update_spec
 
 SIZES = {"10 kB": 10_000, "1 MB": 1_000_000}
 TENSORS = 10
@@ -109,25 +109,8 @@ def computation(data: bytes, log_file: Path) -> Figures:
 
 def storage(data: bytes, folder: Path) -> Figures:
     """Measures what forces the bytes to disk: as a file of its own, in a journal, and as a row of the database."""
-    journal = os.open(folder / "journal", os.O_WRONLY | os.O_CREAT)
-
-    def append() -> None:
-        os.write(journal, data)
-        os.fdatasync(journal)
-
-    def store() -> None:
-        descriptor = os.open(folder / "new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        (folder / "new").rename(folder / "stored")
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-    found = {"file, fsync, rename, fsync of the folder": timed(store), "journal, fdatasync": timed(append)}
-    os.close(journal)
-    return found
+    with durable_writes(folder, data) as (append, store):
+        return {"file, fsync, rename, fsync of the folder": timed(store), "journal, fdatasync": timed(append)}
 
 
 def transactions(folder: Path) -> Figures:
@@ -164,13 +147,7 @@ class Client:
 
     def send(self, data: bytes, token: str, training_id: str, number: int) -> Any:
         """Begins to send an update; returns a future."""
-        spec = UpdateSpec(
-            training_id=training_id,
-            round=number,
-            num_examples=1,
-            sha256=hashlib.sha256(data).hexdigest(),
-            size_bytes=len(data),
-        )
+        spec = update_spec(data, training_id, number)
         chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
         metadata = (("authorization", f"Bearer {token}"),)
         return self._submit.future(messages(spec, chunks), metadata=metadata, timeout=60)

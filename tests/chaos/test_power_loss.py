@@ -49,7 +49,7 @@ def test_a_start_makes_lost_files_anew(point: str, tmp_path: Path) -> None:
         folder.mkdir()
         groups = draw_groups(draw)
         files = [file for group in groups for file in group]
-        # At the last group, of which nobody has heard yet; or when all are about to be given up.
+        # At the last group, which was not acknowledged yet; or when all are about to be given up.
         times = {"blob.stored": len(files), "journal.settled": 1}.get(point, len(groups))
         store_and_die(folder, groups, f"{point}:{times}")
         acknowledged = groups if point == "journal.settled" else groups[:-1]

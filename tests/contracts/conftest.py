@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from contracts.planned import planning
 from contracts.unrecorded import unrecorded_changes
 from contracts.world import World
 from fedround_server.store import Store
+from fedround_server.store.db.group_commit import Call, Transactions
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +46,20 @@ def store(database: str, tmp_path: Path, migrated_file: Path) -> Iterator[Store]
         shutil.copy(migrated_file, path)
     with Store(database or path) as store:
         yield store
+
+
+@pytest.fixture
+def verbs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the verbs that are run from now on."""
+    found: list[str] = []
+    run = Transactions._run
+
+    def noted(self: Transactions, call: Call) -> Any:
+        found.append(call.name)
+        return run(self, call)
+
+    monkeypatch.setattr(Transactions, "_run", noted)
+    return found
 
 
 @pytest.fixture

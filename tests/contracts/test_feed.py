@@ -15,7 +15,6 @@ from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.event import Event, RoundClosed, RoundStarted, TrainingRemoved
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.store import Store
-from fedround_server.store.db.group_commit import Call, Transactions
 from fedround_server.wakeups import Hub
 
 NOTHING: Any = None
@@ -66,20 +65,6 @@ async def read(store: Store, hub: Hub) -> AsyncIterator[Read]:
         one.task.cancel()
         with suppress(asyncio.CancelledError):
             await one.task
-
-
-@pytest.fixture
-def verbs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the verbs that are run from now on."""
-    found: list[str] = []
-    run = Transactions._run
-
-    def noted(self: Transactions, call: Call) -> Any:
-        found.append(call.name)
-        return run(self, call)
-
-    monkeypatch.setattr(Transactions, "_run", noted)
-    return found
 
 
 async def begun(readers: list[Reader]) -> None:
@@ -173,7 +158,9 @@ async def test_a_stream_ends_however_often_the_others_are_woken(
     monkeypatch.undo()
 
 
-async def test_a_slow_reader_holds_nobody_and_misses_nothing(store: Store, world: World, hub: Hub, read: Read) -> None:
+async def test_a_slow_reader_does_not_delay_others_and_misses_nothing(
+    store: Store, world: World, hub: Hub, read: Read
+) -> None:
     _, clients, training = await world.running(2, target_num_updates=5, round_policy=RoundPolicy(min_updates=1))
     slow, fast = readers = read(clients, training.training_id)
     await begun(readers)
@@ -211,7 +198,7 @@ async def test_each_reads_for_itself_when_the_common_read_fails(
     assert verbs == ["event.poll"]
 
 
-async def test_what_is_for_others_wakes_nobody(
+async def test_what_is_for_others_wakes_no_reader(
     store: Store, world: World, hub: Hub, read: Read, verbs: list[str]
 ) -> None:
     actor, clients, training = await world.running(3, target_num_updates=2)

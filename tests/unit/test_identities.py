@@ -59,7 +59,7 @@ async def test_the_database_is_asked_once(database: Database, kept: Identities) 
     assert database.asked == 2
 
 
-async def test_nothing_is_kept_of_those_whom_nobody_owns(database: Database, kept: Identities) -> None:
+async def test_credentials_of_no_user_are_not_kept(database: Database, kept: Identities) -> None:
     assert await kept.find(Credentials("a")) == NOBODY
     database.owners["a"] = owned_by("one")
     assert await kept.find(Credentials("a")) == owned_by("one")

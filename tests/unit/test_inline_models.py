@@ -135,7 +135,7 @@ async def test_slow_subscribers_do_not_fill_the_memory(
     assert SENDING_BYTES > LIMIT
 
 
-async def test_a_file_that_nobody_is_sent_is_dropped(
+async def test_a_file_that_is_not_sent_is_dropped(
     models: InlineModels, stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inline_models, "KEEP_SECONDS", 0.0)
