@@ -21,7 +21,7 @@ from fedround_server.blobs.journal import Journal, groups
 from fedround_server.blobs.protocol import UNREFERENCED_SECONDS
 from fedround_server.blobs.reader import LocalReader
 from fedround_server.blobs.refs import SmallFile, StagedBlob, StagedRef, UploadRef
-from fedround_server.blobs.writer import LocalWriter
+from fedround_server.blobs.writer import LocalWriter, write_all
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
@@ -356,9 +356,7 @@ def _write(path: Path | str, data: bytes, *, is_synced: bool) -> None:
     """Writes a new file, which is read-only then."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, BLOB_MODE)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        write_all(descriptor, data)
         if is_synced:
             sync_file(descriptor)
     finally:

@@ -56,9 +56,7 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
         """Appends data, all of it or nothing."""
         try:
             with map_disk_full():
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(self._descriptor, view) :]
+                write_all(self._descriptor, data)
         except BaseException:
             # Another attempt goes on behind what is in the file, so that must be what was hashed.
             os.ftruncate(self._descriptor, self.size_bytes)
@@ -85,3 +83,14 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
     def discard(self) -> None:
         """Makes leaving the block remove the file."""
         self._keep = False
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes data to a file, in as many calls as that takes.
+
+    Raises:
+        OSError: A part could not be written.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

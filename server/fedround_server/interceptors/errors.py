@@ -92,10 +92,11 @@ class _CheckedCall:
             self._on_error(self._method, self._peer, error)
             structlog.contextvars.bind_contextvars(reason=error.reason)
             await _abort(self._context, to_status(error))
-        error_id = str(uuid.uuid4())
-        structlog.contextvars.bind_contextvars(reason="INTERNAL")
-        log.exception("unexpected error", method=self._method, error_id=error_id)
-        await _abort(self._context, _internal(error_id))
+        else:
+            error_id = str(uuid.uuid4())
+            structlog.contextvars.bind_contextvars(reason="INTERNAL")
+            log.exception("unexpected error", method=self._method, error_id=error_id)
+            await _abort(self._context, _internal(error_id))
 
 
 def code_of(error: FedroundError) -> grpc.StatusCode:
