@@ -7,6 +7,7 @@ from pathlib import Path
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine import check
 from fedround_server.engine.format.tensors import TensorFile
+from fedround_server.engine.format.verification import Verifier
 from fedround_server.engine.jobs import CheckResult
 
 
@@ -20,6 +21,7 @@ def check_numbers(
 ) -> CheckResult:
     """Checks a file against models."""
     with ExitStack() as stack:
-        opened = None if origin is None else stack.enter_context(TensorFile(origin, blob=origin_blob))
+        verifier = None if origin is None or origin_blob is None else Verifier(origin, origin_blob)
+        opened = None if origin is None else stack.enter_context(TensorFile(origin, verifier=verifier))
         allowed = None if model is None else stack.enter_context(TensorFile(model))
         return check.check_numbers(path, opened, prefix, allowed, block_sizes or {})

@@ -98,7 +98,8 @@ def test_no_model_is_made_of_a_damaged_file(tmp_path: Path, which: int, position
     job = AggregationJob(base, tuple(updates), (1, 1), FED_AVG)
     made = aggregate(Paths(tmp_path), job, tmp_path / "made")
     assert isinstance(made.made, BlobRef)
-    with TensorFile(tmp_path / "made", blob=replace(made.made, sha256="")) as after:
+    path = tmp_path / "made"
+    with TensorFile(path, verifier=Verifier(path, replace(made.made, sha256=""))) as after:
         assert after.tensor("b").unique().tolist() == [1.5]
     flip(paths[which], position)
     with pytest.raises(BlobDamaged) as raised:

@@ -20,7 +20,7 @@ from fedround_server.engine.format.dtypes import widen
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.prefixed import unprefixed
 from fedround_server.engine.format.runs import Run, runs
-from fedround_server.engine.format.tensors import BLOCK, Tensors, open_blob
+from fedround_server.engine.format.tensors import BLOCK, Tensors, open_blobs
 from fedround_server.engine.format.versions import open_version
 from fedround_server.engine.jobs import AggregationJob, UpdateOrigin
 from fedround_server.engine.parts import Block, OpenedUpdate
@@ -155,14 +155,16 @@ def open_source(
             for index in counted
             if (base := origins[index].base) is not None
         }
+        blobs = [job.updates[index] for index in counted]
+        opened = stack.enter_context(open_blobs(files, blobs, layouts, ahead))
         updates = [
             OpenedUpdate(
-                stack.enter_context(open_blob(files, job.updates[index], layouts, ahead)),
+                file,
                 None if origins[index].base is None else bases[origins[index].base],
                 origins[index].factor,
                 origins[index].replaces_model,
             )
-            for index in counted
+            for index, file in zip(counted, opened, strict=True)
         ]
         treatment = _treatments(job, adapters)
         trained = [name for name in in_order(result.layout) if treatment(name) is Treatment.TRAINED]

@@ -2,9 +2,9 @@
 
 import mmap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -43,22 +43,20 @@ class TensorFile:
         self,
         path: Path,
         layouts: Layouts | None = None,
-        blob: BlobRef | None = None,
-        ahead: Executor | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         """Maps a file that was checked, or that the server wrote, and that must not change.
 
         Args:
             path: The file.
             layouts: Those of other files with the same tensors.
-            blob: What the file should contain: what is read of it is verified. None for one that was just received.
-            ahead: Verifies what is likely to be read next.
+            verifier: Verifies what is read of the file, and is closed with it. None for one that was just received.
 
         Raises:
-            BlobDamaged: It does not contain that.
+            BlobDamaged: It is not what was stored.
         """
         with ExitStack() as stack:
-            self._verifier = None if blob is None else stack.enter_context(Verifier(path, blob, ahead))
+            self._verifier = None if verifier is None else stack.enter_context(verifier)
             with path.open("rb") as file:
                 # Read-only: writable memory counts as used, and a round may be larger than the machine's memory.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -122,15 +120,38 @@ class TensorFile:
             self._verifier.verify(start, end)
 
 
-def open_blob(
-    files: BlobFiles, blob: BlobRef, layouts: Layouts | None = None, ahead: Executor | None = None
-) -> TensorFile:
-    """Opens a stored file, which is verified while it is read; `TensorFile` describes the arguments.
+def open_blob(files: BlobFiles, blob: BlobRef, ahead: Executor | None = None) -> TensorFile:
+    """Opens a stored file, which is verified while it is read.
+
+    Args:
+        files: Where the stored files are.
+        blob: The file.
+        ahead: Verifies what is likely to be read next.
 
     Raises:
         BlobDamaged: It is missing, or is not what was stored.
     """
-    return TensorFile(files.local_path(blob), layouts, blob, ahead)
+    path = files.local_path(blob)
+    return TensorFile(path, verifier=Verifier(path, blob, ahead))
+
+
+@contextmanager
+def open_blobs(
+    files: BlobFiles, blobs: Sequence[BlobRef], layouts: Layouts, ahead: Executor
+) -> Iterator[list[TensorFile]]:
+    """Opens stored files with the same tensors; `open_blob` describes the arguments.
+
+    The beginnings of all are verified while the first ones are opened: small files are read whole then.
+
+    Raises:
+        BlobDamaged: One is missing, or is not what was stored.
+    """
+    with ExitStack() as stack:
+        verifiers = [stack.enter_context(Verifier(files.local_path(blob), blob, ahead)) for blob in blobs]
+        yield [
+            stack.enter_context(TensorFile(files.local_path(blob), layouts, verifier))
+            for blob, verifier in zip(blobs, verifiers, strict=True)
+        ]
 
 
 def blocks(num_elements: int) -> Iterator[tuple[int, int]]:

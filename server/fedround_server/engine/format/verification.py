@@ -41,7 +41,7 @@ class Verifier(AbstractContextManager["Verifier", None]):
         Args:
             path: The file.
             blob: What it should contain.
-            ahead: Verifies each segment, while the one before it is used.
+            ahead: Verifies each segment, while the one before it is used; it begins with the first one at once.
 
         Raises:
             BlobDamaged: The file is missing, or has another size, or another digest.
@@ -56,6 +56,8 @@ class Verifier(AbstractContextManager["Verifier", None]):
         try:
             if not blob.checksums:
                 self._verify_digest()
+            elif ahead is not None:
+                self._begin(ahead, 0)
         except BaseException:
             self._file.close()
             raise

@@ -18,7 +18,7 @@ from fedround_server.domain.model import BlobRef, Manifest, TensorSpec
 from fedround_server.domain.swag_moments import DEVIATION, MEAN, SECOND, columns
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.manifest import make_header
-from fedround_server.engine.format.tensors import TensorFile, blocks, open_blob
+from fedround_server.engine.format.tensors import TensorFile, blocks, open_blobs
 from fedround_server.engine.format.verification import reading_ahead
 from fedround_server.engine.format.writer import TensorWriter
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
@@ -36,7 +36,7 @@ def collect(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
     layouts = Layouts()
     weights = job.weights if any(job.weights) else (1,) * len(job.weights)
     with reading_ahead() as ahead, ExitStack() as stack:
-        updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update in job.updates]
+        updates = stack.enter_context(open_blobs(files, job.updates, layouts, ahead))
         first = updates[0].layout.manifest
         rank = columns(first)
         manifest = dict(_posterior(first, rank, len(updates)))
