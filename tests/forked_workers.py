@@ -6,6 +6,7 @@ CPU. This is multiprocessing's own fork server, forked from ours instead of star
 
 import os
 import socket
+import sys
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
@@ -49,7 +50,10 @@ def start(*others: int) -> bytes:
     Args:
         others: Files that it must not keep open.
     """
+    # It warns of what servers that were killed have left.
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
     resource_tracker.ensure_running()
+    sys.warnoptions.pop()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind("")  # a free name, which no file has
     listener.listen()
