@@ -219,7 +219,9 @@ class _Subscription:
         cursor = self._cursors.get(training_id)
         start = None
         if cursor is None:
-            self._follow(training_id)
+            # Once for each training: from then on there is a cursor.
+            self._followed.append(training_id)
+            self._feeds.join(training_id, self)
             cursor = start = self._resume_after.get(training_id, self._start_after)
         while True:
             offered = self._offered.pop(training_id, None)
@@ -242,11 +244,6 @@ class _Subscription:
             # No wake-up tells of what happened for the actor alone before its topic was followed: look again.
             if len(page.events) < BATCH and not follows_more:
                 return page.view
-
-    def _follow(self, training_id: str) -> None:
-        if training_id not in self._followed:
-            self._followed.append(training_id)
-            self._feeds.join(training_id, self)
 
     def _reader(self, training_id: str) -> str:
         """Returns as whom the log of a training is read."""
