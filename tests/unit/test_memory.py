@@ -35,7 +35,7 @@ async def test_memory_is_given_back_when_many_calls_have_ended(monkeypatch: pyte
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert trimmed == [4, 5, 9, 10]
+    assert trimmed == [5, 6, 9, 10]
 
 
 def test_the_collector_leaves_what_a_start_has_made() -> None:
