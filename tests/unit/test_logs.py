@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
@@ -55,6 +56,23 @@ def test_lines_of_ours_and_of_libraries_are_alike(capsys: pytest.CaptureFixture[
     assert (ours.pop("logger"), other.pop("logger"), ours.pop("number")) == ("ours", "a.library", 1)
     assert ours.pop("timestamp") <= other.pop("timestamp")
     assert ours == other == {"event": "an event", "level": "warning"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"event": "call", "code": "OK", "seconds": 1.5, "user_id": "", "names": ["a b", 1], "none": None},
+        {"event": "a long event with more than thirty characters", "quoted": "it's", "last": " "},
+        {"event": 5},
+        {"event": ""},
+        {"event": "failed", "exc_info": ValueError("wrong")},
+        {"event": "failed", "stack": "a stack", "exception": "a traceback"},
+    ],
+)
+def test_plain_lines_are_those_of_the_renderer_with_colors(fields: dict[str, Any]) -> None:
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    line = {"timestamp": "2026-11-30T15:54:05.999387Z", "level": "info", "logger": "test", **fields}
+    assert logs.PlainRenderer(renderer)(None, "info", dict(line)) == renderer(None, "info", dict(line))
 
 
 class FullDisk(io.StringIO):
