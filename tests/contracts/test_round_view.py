@@ -1,15 +1,24 @@
 """What the actor sees of a round: who is missing, what each took before, what was rejected; on both databases."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from contracts.coordination import coordinating, lose
 from contracts.world import World, new_id
+from fedround_server.coordinator import Context, housekeeping
 from fedround_server.coordinator.housekeeping import LAST_SEEN_INTERVAL
-from fedround_server.domain.errors import FieldInvalid, RoundNotOpen, TrainingNotFound, UpdateMismatch, UploadOffset
+from fedround_server.domain.errors import (
+    FieldInvalid,
+    RoundNotOpen,
+    StoreUnavailable,
+    TrainingNotFound,
+    UpdateMismatch,
+    UploadOffset,
+)
 from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.rejected_update import MAX_MESSAGE
 from fedround_server.domain.rounds.round import RoundMember, WaitRule
@@ -17,6 +26,7 @@ from fedround_server.domain.token import new_token
 from fedround_server.store import Store
 from fedround_server.store.verbs.submission import SubmissionVerbs
 
+NOTHING: Any = None
 HOUR = timedelta(hours=1)
 
 
@@ -216,6 +226,37 @@ async def test_last_seen_times_of_very_many_are_kept(store: Store, world: World)
     await store.users.record_last_seen({clients[0]: last})
     found = await members(store, training.training_id, actor)
     assert (found[clients[0]].seen_time, found[clients[1]].seen_time) == (last, None)
+
+
+async def test_last_seen_times_are_written_some_at_a_time(
+    store: Store, world: World, verbs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "LAST_SEEN_USERS", 2)
+    context = Context(store, NOTHING, NOTHING, NOTHING, NOTHING)
+    users = [new_id() for _ in range(5)]
+    keep = housekeeping.Housekeeping(context, NOTHING, NOTHING).keep_last_seen
+
+    def see_all() -> None:
+        for user in users:
+            context.presence.see(user, world.now)
+
+    see_all()
+    await keep()
+    assert verbs == ["user.record_last_seen"] * 3
+    see_all()
+    record, written = type(store.users).record_last_seen, []
+
+    async def fail_later(self: Any, seen: dict[str, datetime]) -> None:
+        if written:
+            raise StoreUnavailable("gone")
+        written.extend(seen)
+        await record(self, seen)
+
+    monkeypatch.setattr(type(store.users), "record_last_seen", fail_later)
+    await keep()
+    # What was not written is for the next time.
+    assert len(written) == 2
+    assert context.presence.take_news(world.now).keys() == set(users) - set(written)
 
 
 async def test_the_end_of_a_round_is_forecast_from_earlier_ones(store: Store, tmp_path: Path) -> None:

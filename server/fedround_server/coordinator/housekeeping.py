@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 RECONCILIATION_INTERVAL = timedelta(seconds=5)
 COLLECTION_INTERVAL = timedelta(hours=1)
 LAST_SEEN_INTERVAL = timedelta(seconds=50)
+LAST_SEEN_USERS = 1000
+"""How many last-seen times are written in one transaction; the store does other work between two."""
 
 
 class Housekeeping:
@@ -39,11 +41,13 @@ class Housekeeping:
 
     async def keep_last_seen(self) -> None:
         """Writes the last-seen times that changed since the last call."""
-        changed = self._context.presence.take_news(self._context.clock.now())
+        changed = list(self._context.presence.take_news(self._context.clock.now()).items())
         try:
-            await self._context.store.users.record_last_seen(changed)
+            while changed:
+                await self._context.store.users.record_last_seen(dict(changed[:LAST_SEEN_USERS]))
+                del changed[:LAST_SEEN_USERS]
         except Unavailable as error:
-            self._context.presence.give_back(changed)
+            self._context.presence.give_back(user_id for user_id, _ in changed)
             log.warning("keeping last-seen times: %s", error)
 
     async def _reconcile_forever(self) -> None:
