@@ -74,6 +74,18 @@ async def begun(readers: list[Reader]) -> None:
     await asyncio.sleep(0)
 
 
+@pytest.fixture
+async def many(store: Store, world: World, read: Read, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Reader], str]:
+    """Many readers of a training that was removed, which they are yet to be told of; and the training."""
+    _, clients, training = await world.running(1, target_num_updates=2)
+    readers = read(clients * MANY, training.training_id)
+    await begun(readers)
+    monkeypatch.setattr(feed, "TURN", 10)
+    monkeypatch.setattr(feed, "READERS", 30)
+    await store.trainings.remove(training.training_id, training.actor_id, force=True, now=world.now)
+    return readers, training.training_id
+
+
 @pytest.mark.parametrize("everything", [True, False])
 async def test_one_read_serves_all(
     store: Store,
@@ -104,15 +116,9 @@ async def test_one_read_serves_all(
     assert queries[0] == queries[1]
 
 
-async def test_others_use_the_event_loop_meanwhile(
-    store: Store, world: World, hub: Hub, read: Read, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, clients, training = await world.running(1, target_num_updates=2)
-    readers = read(clients * MANY, training.training_id)
-    await begun(readers)
-    monkeypatch.setattr(feed, "TURN", 10)
-    await store.trainings.remove(training.training_id, training.actor_id, force=True, now=world.now)
-    hub.notify(training.training_id)
+async def test_others_use_the_event_loop_meanwhile(hub: Hub, many: tuple[list[Reader], str]) -> None:
+    readers, training_id = many
+    hub.notify(training_id)
     received = [0]
     while received[-1] < MANY:
         await asyncio.sleep(0)
@@ -120,16 +126,9 @@ async def test_others_use_the_event_loop_meanwhile(
     assert max(later - earlier for earlier, later in itertools.pairwise(received)) <= 10
 
 
-async def test_all_receive_the_last_event_before_a_stream_ends(
-    store: Store, world: World, hub: Hub, read: Read, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, clients, training = await world.running(1, target_num_updates=2)
-    readers = read(clients * MANY, training.training_id)
-    await begun(readers)
-    monkeypatch.setattr(feed, "TURN", 10)
-    monkeypatch.setattr(feed, "READERS", 30)
-    await store.trainings.remove(training.training_id, training.actor_id, force=True, now=world.now)
-    hub.notify(training.training_id)
+async def test_all_receive_the_last_event_before_a_stream_ends(hub: Hub, many: tuple[list[Reader], str]) -> None:
+    readers, training_id = many
+    hub.notify(training_id)
     await asyncio.wait([one.task for one in readers], return_when=asyncio.FIRST_COMPLETED)
     assert [one.sent.qsize() for one in readers] == [1] * MANY
     await asyncio.gather(*(one.task for one in readers))
@@ -186,7 +185,7 @@ async def test_each_reads_for_itself_when_the_common_read_fails(
     await begun(readers)
 
     async def fail(*_: Any) -> Any:
-        raise StoreUnavailable
+        raise StoreUnavailable("gone")
 
     monkeypatch.setattr(type(store.events), "poll_all", fail)
     await world.submit(training.training_id, 0, clients[0])
