@@ -15,6 +15,7 @@ the API.
     delay              from a commit to the receipt by each subscriber: of the one event of a round that is repeated at
                        its deadline, of the two of a round's end, one behind the other on the same streams, of all timed
                        rounds together, and of the one of a removed training, which also ends the streams
+    bare calls         an event to all, and the last one, from handlers that do nothing else (null_server.py)
     storm              all connections are cut by SIGKILL, and other processes, which stand ready, subscribe behind the
                        last sequence: seconds from the cut until all are subscribed again; then a round ends
     MiB left           memory over what it was at first, once all have gone and some seconds have passed
@@ -32,7 +33,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
@@ -41,7 +42,7 @@ from safetensors.numpy import save
 from crowd import Crowds, Heard
 from fedround.v1.audit_pb2 import ReadAuditRequest
 from fedround.v1.audit_pb2_grpc import AuditServiceStub
-from fedround.v1.round_pb2 import SubmitUpdateRequest, UpdateSpec
+from fedround.v1.round_pb2 import ReportFailureRequest, SubmitUpdateRequest, UpdateSpec
 from fedround.v1.round_pb2_grpc import RoundServiceStub
 from fedround.v1.training_pb2 import (
     ON_MISSED_RETRY,
@@ -58,6 +59,7 @@ from fedround_server.store import Store
 from fedround_server.store.tables.base import database_proxy
 from fedround_server.store.tables.schema import TokenRow, UserRow
 from measure import MIB, Running, anonymous, cpu_seconds, fedround_server, keep, tree
+from streams import null_server
 
 HEARTBEAT = 20.0
 DEADLINE = 8
@@ -138,13 +140,116 @@ class Driver:
         return last
 
 
-class Bench:
+class Steering(Protocol):
+    """What makes events."""
+
+    training_id: str
+
+    def remove(self) -> None:
+        """Has all get the last event, and their streams ended."""
+
+    def commit_time(self) -> float:
+        """Returns when the last thing was done."""
+
+
+class NullDriver:
+    """Steers handlers that do nothing but send events."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.training_id = str(uuid.uuid4())
+        self._rounds, self._trainings = RoundServiceStub(channel), TrainingServiceStub(channel)
+        self._last = 0.0
+
+    def extend_round(self) -> None:
+        """Sends all an event."""
+        self._last = time.time()
+        self._rounds.ReportFailure(ReportFailureRequest())
+
+    def remove(self) -> None:
+        """Sends all the last event."""
+        self._last = time.time()
+        self._trainings.RemoveTraining(RemoveTrainingRequest())
+
+    def commit_time(self) -> float:
+        """Returns when the last of these was done."""
+        return self._last
+
+
+class Audience:
+    """The subscribers of one server, and how soon they hear of something."""
+
+    def __init__(self, options: argparse.Namespace, running: Running, tokens: Sequence[str], driver: Steering) -> None:
+        self._options, self._running, self._steering = options, running, driver
+        self._tokens = tokens
+        self._count = len(tokens)
+
+    def _tell_all(self, crowds: Crowds, act: Callable[[], None], events: int) -> dict[str, list[float]]:
+        """Does something of which all are told in so many events, and returns the delays by kind of event."""
+        act()
+        whole, end = Heard(), time.monotonic() + PATIENCE
+        while sum(map(len, whole.times.values())) < events * self._count:
+            if time.monotonic() > end:
+                raise SystemExit(f"not all heard: { ({one: len(found) for one, found in whole.times.items()}) }")
+            time.sleep(0.2)
+            whole.add(crowds.report())
+        if whole.disorder or [len(found) for found in whole.times.values()] != [self._count] * events:
+            raise SystemExit("not each event came once and in order")
+        commit = self._steering.commit_time()
+        self._last = max(whole.times)
+        return {whole.kinds[one]: [heard - commit for heard in found] for one, found in whole.times.items()}
+
+    def _until_all(self, crowds: Crowds) -> Heard:
+        whole, end = Heard(), time.monotonic() + PATIENCE
+        while whole.complete is None:
+            if time.monotonic() > end:
+                raise SystemExit(f"{whole.subscribed} are subscribed after {PATIENCE:g} s: {whole.errors}")
+            time.sleep(0.2)
+            heard = crowds.report()
+            whole.add(heard)
+            whole.subscribed, whole.complete = heard.subscribed, heard.complete
+        return whole
+
+    def _subscribed(self, connections: int, after: int | None) -> Crowds:
+        """Has all subscribe, over so many connections, and waits until they are."""
+        crowds = self._crowds()
+        crowds.subscribe(self._tokens, connections, after)
+        self._until_all(crowds)
+        return crowds
+
+    def _crowds(self) -> Crowds:
+        return Crowds(self._options.processes, self._running.address, self._steering.training_id)
+
+    def _cpu(self) -> float:
+        return cpu_seconds(tree(self._running.pid))
+
+
+class BareCalls(Audience):
+    """The subscribers of handlers that do nothing but send: what gRPC's calls take alone, in the same run."""
+
+    def measure(self, driver: NullDriver, connections: int) -> Figures:
+        """Measures events, and the end of all streams."""
+        crowds = self._subscribed(connections, None)
+        spent = self._cpu()
+        told = [self._tell_all(crowds, driver.extend_round, 1) for _ in range(self._options.rounds)]
+        sent = self._cpu()
+        delays = {"round_extended": spread([delay for delays in told for delay in delays["round_extended"]])}
+        delays["training_removed"] = spread(self._tell_all(crowds, driver.remove, 1)["training_removed"])
+        time.sleep(3)
+        ended = self._cpu()
+        crowds.leave()
+        return {
+            "cpu_a_delivery_us": round((sent - spent) * 1e6 / self._count / len(told)),
+            "cpu_an_end_us": round((ended - sent) * 1e6 / self._count),
+            **delays,
+        }
+
+
+class Bench(Audience):
     """One server, its subscribers, and what is measured of them."""
 
     def __init__(self, options: argparse.Namespace, running: Running, tokens: dict[str, str], driver: Driver) -> None:
-        self._options, self._running, self._driver = options, running, driver
-        self._tokens = list(tokens.values())
-        self._count = len(tokens)
+        super().__init__(options, running, list(tokens.values()), driver)
+        self._driver = driver
         self._base = 0
 
     def warm_up(self) -> None:
@@ -216,50 +321,18 @@ class Bench:
         storm["errors_left"] = self._count - later.subscribed + later.errors.total()
         return fresh, storm | {kind: spread(delays) for kind, delays in told.items()}
 
-    def _tell_all(self, crowds: Crowds, act: Callable[[], None], events: int) -> dict[str, list[float]]:
-        """Does something of which all are told in so many events, and returns the delays by kind of event."""
-        act()
-        whole, end = Heard(), time.monotonic() + PATIENCE
-        while sum(map(len, whole.times.values())) < events * self._count:
-            if time.monotonic() > end:
-                raise SystemExit(f"not all heard: { ({one: len(found) for one, found in whole.times.items()}) }")
-            time.sleep(0.2)
-            whole.add(crowds.report())
-        if whole.disorder or [len(found) for found in whole.times.values()] != [self._count] * events:
-            raise SystemExit("not each event came once and in order")
-        commit = self._driver.commit_time()
-        self._last = max(whole.times)
-        return {whole.kinds[one]: [heard - commit for heard in found] for one, found in whole.times.items()}
-
-    def _until_all(self, crowds: Crowds) -> Heard:
-        whole, end = Heard(), time.monotonic() + PATIENCE
-        while whole.complete is None:
-            if time.monotonic() > end:
-                raise SystemExit(f"{whole.subscribed} are subscribed after {PATIENCE:g} s: {whole.errors}")
-            time.sleep(0.2)
-            heard = crowds.report()
-            whole.add(heard)
-            whole.subscribed, whole.complete = heard.subscribed, heard.complete
-        return whole
-
-    def _subscribed(self, connections: int, after: int | None) -> Crowds:
-        """Has all subscribe, over so many connections, and waits until they are."""
-        crowds = self._crowds()
-        crowds.subscribe(self._tokens, connections, after)
-        self._until_all(crowds)
-        return crowds
-
-    def _crowds(self) -> Crowds:
-        return Crowds(self._options.processes, self._running.address, self._driver.training_id)
-
     def _memory(self) -> int:
         return anonymous(tree(self._running.pid))
 
-    def _cpu(self) -> float:
-        return cpu_seconds(tree(self._running.pid))
-
     def _left(self) -> float:
         return round((self._memory() - self._base) / MIB, 1)
+
+
+def bare_calls(options: argparse.Namespace, tokens: Sequence[str], connections: int) -> Figures:
+    """Returns what events take with handlers that do nothing else."""
+    with null_server() as (address, pid), grpc.insecure_channel(address) as channel:
+        driver = NullDriver(channel)
+        return BareCalls(options, Running(address, "", pid), tokens, driver).measure(driver, connections)
 
 
 def spread(values: Sequence[float]) -> Figures:
@@ -287,6 +360,7 @@ def show(name: str, figures: Figures) -> None:
             f"  storm              {storm['seconds']} s, {storm['cpu']} s of CPU; errors: {storm['errors'] or 'none'}"
         )
         print(f"                     errors left {storm['errors_left']}, then round_started {storm['round_started']} s")
+    print(f"  bare calls         {figures['bare_calls']}")
     print(f"  MiB left           {figures['mib_left']}, between storms {figures['mib_left_between']}", flush=True)
 
 
@@ -317,6 +391,7 @@ def main() -> None:
                 bench = Bench(options, running, tokens, Driver(running, tokens, channel))
                 bench.warm_up()
                 figures[shape] = bench.shape(connections, storms)
+        figures[shape]["bare_calls"] = bare_calls(options, list(tokens.values()), connections)
         show(shape, figures[shape])
     keep("subscribers", figures)
 
