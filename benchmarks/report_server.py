@@ -29,6 +29,13 @@ def subscribers(figures: Figures, _: Path) -> str:
         delays = [shape[event] for _, shape in shapes]
         told = [f"{one['p50']:.2f} s, {one['p99']:.2f} s, {one['max']:.2f} s" for one in delays]
         lines.append(_row(f"{what}; delay until received: p50, p99, maximum", told))
+    if all("bare_calls" in shape for _, shape in shapes):
+        bare = [shape["bare_calls"] for _, shape in shapes]
+        costs = [f"{one['cpu_a_delivery_us']} us, {one['cpu_an_end_us']} us" for one in bare]
+        lines.append(_row("bare calls of gRPC: CPU per subscriber for an event, and for the last one", costs))
+        for event in ("round_extended", "training_removed"):
+            told = [f"{one[event]['p50']:.2f} s, {one[event]['p99']:.2f} s, {one[event]['max']:.2f} s" for one in bare]
+            lines.append(_row(f"bare calls of gRPC: `{event}`", told))
     for number in range(max(len(shape["storms"]) for _, shape in shapes)):
         storms = [shape["storms"][number] if number < len(shape["storms"]) else None for _, shape in shapes]
         lines.append(
