@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,26 +28,27 @@ def flatten(state: object) -> dict[str, Any]:
     if not isinstance(state, Mapping):
         raise not_a_model(state)
     flat: dict[str, Any] = {}
-    for name, value in _flatten(state, ""):
-        if name in flat:
-            raise TensorError(f"The state dict has two tensors with the name {name!r}: rename one of them.")
-        flat[name] = value
+    _flatten(state, "", flat)
     if not flat:
         raise TensorError(f"The state dict is empty. {MODEL}, and has at least one tensor.")
     return flat
 
 
-def _flatten(state: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _flatten(state: Mapping[Any, Any], prefix: str, flat: dict[str, Any]) -> None:
+    """Adds the values of a state dict, whose names begin with a prefix."""
     if is_optimizer_state(state):
         what = repr(prefix[:-1]) if prefix else "This"
         raise TensorError(f"{what} is the state of an optimizer. {MODEL}: pass that of the network only.")
     for key, value in state.items():
         if not isinstance(key, str):
             raise TensorError(f"The key {key!r} is not a string: the names of a state dict are strings.")
+        name = prefix + key
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}/")
+            _flatten(value, f"{name}/", flat)
+        elif name in flat:
+            raise TensorError(f"The state dict has two tensors with the name {name!r}: rename one of them.")
         else:
-            yield f"{prefix}{key}", value
+            flat[name] = value
 
 
 def is_optimizer_state(state: Mapping[Any, Any]) -> bool:

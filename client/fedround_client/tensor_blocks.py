@@ -17,9 +17,15 @@ BLOCK_BYTES = 1 << 20
 TORCH_ONLY = frozenset({"BF16", "F8_E4M3", "F8_E5M2"})
 """The dtypes that numpy does not have."""
 
-# torch.from_numpy does not take the others in all versions.
-_FROM_NUMPY = frozenset({"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "F32", "F64", "C64"})
-_NUMPY = {name: np.dtype(dtype).newbyteorder("<") for name, dtype in DTYPE_NAMES.items() if name not in TORCH_ONLY}
+NUMPY_AND_TORCH = frozenset({"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "F32", "F64", "C64"})
+"""Those that arrays and tensors of all versions share; torch.from_numpy does not take the others in all versions."""
+
+# By their texts: those that newbyteorder returns are no built-in ones for numpy, which is slower with them.
+_NUMPY = {
+    name: np.dtype(np.dtype(dtype).newbyteorder("<").str)
+    for name, dtype in DTYPE_NAMES.items()
+    if name not in TORCH_ONLY
+}
 
 
 class Block(NamedTuple):
@@ -97,7 +103,7 @@ def allocate_tensors(block: Block) -> tuple[Iterable[tuple[str, Any]], memoryvie
     memory = np.empty(block.num_bytes, np.uint8)
     tensors = []
     for info, offset in block.tensors:
-        if info.dtype in _FROM_NUMPY:
+        if info.dtype in NUMPY_AND_TORCH:
             tensor = torch.from_numpy(np.ndarray(info.shape, _NUMPY[info.dtype], memory, offset))
         else:
             data = torch.from_numpy(memory[offset : offset + info.num_bytes])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fedround_client.safetensors_header import DTYPE_NAMES, TORCH_METADATA, Tens
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.safetensors_stream import ArraySource, SafetensorsStream
 from fedround_client.state_dict import flatten, not_an_array
-from fedround_client.tensor_blocks import TORCH_ONLY
+from fedround_client.tensor_blocks import NUMPY_AND_TORCH, TORCH_ONLY
 from fedround_client.tensor_types import Framework, StateDict, TensorError
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 _DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # Those of numpy in the byte order of the machine, so that the slow dtype.name is not needed for each array.
 _NUMPY_DTYPES = {np.dtype(name): dtype for dtype, name in DTYPE_NAMES.items() if dtype not in TORCH_ONLY}
-_IS_LITTLE = sys.byteorder == "little"
+# Those whose memory is as in a file, and which memoryview can cast: no complex ones.
+_AS_IN_FILES = frozenset(dtype for dtype in _NUMPY_DTYPES if dtype.kind != "c" and sys.byteorder == "little")
 _REAL_FLOATING = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
 
@@ -97,7 +99,13 @@ def array_sources(state: StateDict) -> list[ArraySource]:
 
 def dtypes_of(arrays: Mapping[str, Any]) -> dict[str, str]:
     """Returns the names of the dtypes of arrays or tensors in safetensors, by the names of the arrays."""
-    return {name: _array_source(name, value).info.dtype for name, value in arrays.items()}
+    torch = sys.modules.get("torch")
+    return {
+        name: _torch_dtype(name, value, torch)
+        if torch is not None and isinstance(value, torch.Tensor)
+        else _numpy_dtype(name, _as_array(name, value))
+        for name, value in arrays.items()
+    }
 
 
 def float64_arrays(state: StateDict) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
@@ -122,10 +130,9 @@ def _array_source(name: str, value: object) -> ArraySource:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         dtype = _torch_dtype(name, value, torch)
-        return ArraySource(TensorInfo(name, dtype, tuple(value.shape)), lambda: _tensor_memory(value, torch))
+        return ArraySource(TensorInfo(name, dtype, tuple(value.shape)), partial(_tensor_memory, value, dtype, torch))
     array = _as_array(name, value)
-    dtype = _NUMPY_DTYPES.get(array.dtype) or _safetensors_dtype(name, array.dtype.name)
-    return ArraySource(TensorInfo(name, dtype, array.shape), lambda: _array_memory(array))
+    return ArraySource(TensorInfo(name, _numpy_dtype(name, array), array.shape), partial(_array_memory, array))
 
 
 def _as_array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
@@ -141,6 +148,10 @@ def _as_array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
             f"numpy cannot read {name!r}, a {type(value).__name__}: {error}. Pass it as an array in the memory of the"
             " CPU."
         ) from error
+
+
+def _numpy_dtype(name: str, array: np.ndarray[Any, np.dtype[Any]]) -> str:
+    return _NUMPY_DTYPES.get(array.dtype) or _safetensors_dtype(name, array.dtype.name)
 
 
 def _torch_dtype(name: str, value: torch.Tensor, torch: Any) -> str:
@@ -164,8 +175,8 @@ def _safetensors_dtype(name: str, dtype: str) -> str:
 
 
 def _array_memory(array: np.ndarray[Any, np.dtype[Any]]) -> memoryview:
-    if array.dtype.isbuiltin == 1 and array.dtype.isnative and array.flags.c_contiguous and array.nbytes and _IS_LITTLE:
-        return np.ndarray(array.nbytes, np.uint8, array).data
+    if array.dtype in _AS_IN_FILES and array.flags.c_contiguous and array.nbytes:
+        return array.data.cast("B")
     # Other libraries define dtypes of their own, such as JAX's bfloat16, which have no other byte order.
     dtype = array.dtype.newbyteorder("<") if array.dtype.isbuiltin != 2 else array.dtype
     # asarray, unlike ascontiguousarray, keeps the shape () of a scalar.
@@ -173,7 +184,9 @@ def _array_memory(array: np.ndarray[Any, np.dtype[Any]]) -> memoryview:
     return little.reshape(-1).view(np.uint8).data
 
 
-def _tensor_memory(value: torch.Tensor, torch: Any) -> memoryview:
+def _tensor_memory(value: torch.Tensor, dtype: str, torch: Any) -> memoryview:
+    if dtype in NUMPY_AND_TORCH:
+        return _array_memory(value.numpy(force=True))
     plain = value.detach()
     if not (plain.is_cpu and plain.is_contiguous()) or plain.is_conj() or plain.is_neg():
         plain = plain.cpu().contiguous().resolve_conj().resolve_neg()

@@ -37,6 +37,13 @@ def test_each_tensor_of_a_block_is_aligned():
     assert grouped(tensors) == [["a"], ["b", "c"]]
 
 
+@pytest.mark.parametrize("sizes", [(3, 4), (BLOCK_BYTES,)])
+def test_arrays_have_the_dtypes_of_numpy_itself(sizes):
+    model = {str(number): np.ones(size, np.float32) for number, size in enumerate(sizes)}
+    for array in from_safetensors(to_safetensors(model)).values():
+        assert array.dtype.isbuiltin == 1
+
+
 def test_arrays_that_share_a_block_are_written_one_by_one():
     read = from_safetensors(to_safetensors({"a": np.zeros(3, np.float32), "b": np.zeros((), np.int64)}))
     read["a"] += 1
