@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import tempfile
@@ -145,6 +146,14 @@ class ModelCache:
 
     # The name that it had before; scripts use it.
     keeping = writer
+
+    def add(self, sha256: str, data: bytes) -> None:
+        """Adds a file that is in memory. Without a folder it stays there, and is not copied."""
+        if self._folder is None:
+            self._sha256, self._file = sha256, SharedFile(io.BytesIO(data))
+            return
+        with self.writer(sha256) as file:
+            file.write(data)
 
     def _evict(self, latest: Path) -> None:
         """Removes the least recently used files until the rest fits into the limit."""

@@ -16,7 +16,7 @@ from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround_client.cache import SPOOL_BYTES, ModelCache, SharedFile
 from fedround_client.control_store import ControlStore
-from fedround_client.download import Sink, Tee, download, file_sha256
+from fedround_client.download import Tee, download, file_sha256
 from fedround_client.errors.client_side import BaseMissing
 from fedround_client.logs import get_logger
 from fedround_client.payload import Progress
@@ -191,34 +191,35 @@ class RoundModels:
         if cached is not None:
             return cached
         reader = SafetensorsReader(self._framework)
+        if inline and self._take(inline, sha256, reader, cache, progress):
+            return reader.tensors()
         with cache.writer(sha256, is_read_again=self._is_read_again) as cache_writer:
-            sink = Tee(reader, cache_writer)
-            if not self._take(inline, sha256, sink, progress):
-                download(
-                    self._rpc,
-                    self._rpc.models.DownloadModel,
-                    lambda offset, _: DownloadModelRequest(
-                        model_id=info.model_id,
-                        version=info.version,
-                        offset=offset,
-                        compression=self._rpc.compression,
-                        part=part,
-                    ),
-                    sink,
-                    attempts=None,
-                    progress=progress,
-                )
+            download(
+                self._rpc,
+                self._rpc.models.DownloadModel,
+                lambda offset, _: DownloadModelRequest(
+                    model_id=info.model_id,
+                    version=info.version,
+                    offset=offset,
+                    compression=self._rpc.compression,
+                    part=part,
+                ),
+                Tee(reader, cache_writer),
+                attempts=None,
+                progress=progress,
+            )
         return reader.tensors()
 
-    def _take(self, inline: bytes, sha256: str, sink: Sink, progress: Progress | None) -> bool:
-        """Writes a file that came with a round to a sink; returns False if none came, or another one."""
-        if not inline:
-            return False
+    def _take(
+        self, inline: bytes, sha256: str, reader: SafetensorsReader, cache: ModelCache, progress: Progress | None
+    ) -> bool:
+        """Reads and caches the file that came with a round; returns False if it is another one."""
         with self._rpc.traces.span("download"):
             if hashlib.sha256(inline).hexdigest() != sha256:
                 logger.warning("The model that came with the round has another SHA-256, and is downloaded")
                 return False
-            sink.write(inline)
+            reader.write(inline)
+            cache.add(sha256, inline)
             if progress is not None:
                 progress(len(inline), len(inline))
             return True
