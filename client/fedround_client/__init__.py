@@ -30,7 +30,8 @@ else:
         # A module, before the public names: `from fedround_client import config` asks here, while these are loaded.
         if find_spec(f"fedround_client.{name}") is not None:
             return import_module(f"fedround_client.{name}")
-        return getattr(import_module("fedround_client.api"), name)
+        # Kept: without that, fr.Update would look for a module in every round.
+        return globals().setdefault(name, getattr(import_module("fedround_client.api"), name))
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__getattr__("__all__")})
