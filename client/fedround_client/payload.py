@@ -41,7 +41,7 @@ class Payload:
 
     size_bytes: int
     sha256: str
-    _source: SafetensorsStream | Path | bytes | None
+    _source: SafetensorsStream | Path | bytes
 
     @classmethod
     def of(cls, model: ModelSource, *, names_framework: bool = False) -> Payload:
@@ -83,7 +83,13 @@ class Payload:
     @classmethod
     def empty(cls) -> Payload:
         """Returns the payload of a request that carries no file."""
-        return cls(0, "", None)
+        return cls(0, "", b"")
+
+    def rest(self, offset: int, limit: int) -> bytes | None:
+        """Returns the bytes from an offset on; None if they are more than a limit, or not in memory already."""
+        if self.size_bytes - offset > limit or not isinstance(self._source, bytes):
+            return None
+        return self._source[offset:]
 
     def chunks(self, offset: int) -> Iterator[tuple[Chunk, int]]:
         """Yields the chunks from an offset on, each with the offset of its end, in bytes."""
@@ -95,7 +101,7 @@ class Payload:
             for chunk in _chunks(self._source.pieces(offset)):
                 offset += len(chunk)
                 yield chunk, offset
-        elif self._source is not None:
+        else:
             with self._source.open("rb") as file:
                 file.seek(offset)
                 while chunk := file.read(CHUNK):

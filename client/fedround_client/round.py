@@ -283,6 +283,7 @@ class RoundCalls:
             upload_id,
             first,
             SubmitUpdateRequest,
+            whole=self._rpc.submit_whole,
             attempts=attempts,
             progress=progress,
         ).receipt
@@ -298,6 +299,7 @@ class RoundCalls:
                 "",
                 lambda _: SubmitUpdateRequest(spec=spec),
                 SubmitUpdateRequest,
+                whole=self._rpc.submit_whole,
                 attempts=None,
             )
         except (RoundNotOpen, NotInCohort, UpdateExists, UpdateSuperseded):

@@ -26,8 +26,9 @@ from fedround.v1 import (
     user_pb2_grpc,
 )
 from fedround.v1.event_pb2 import Compression
+from fedround.v1.round_pb2 import SubmitUpdateRequest, SubmitUpdateResponse
 from fedround_client.channel import Target
-from fedround_client.chunk_stubs import with_chunk_codec
+from fedround_client.chunk_stubs import whole_upload, with_chunk_codec
 from fedround_client.clock import Clock
 from fedround_client.errors import ClientClosed, FedroundError, ServerUnavailable, TokenInvalid
 from fedround_client.probe import connection_error
@@ -38,6 +39,7 @@ from fedround_client.traces import NO_TRACES, Traces
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Item = TypeVar("Item", covariant=True)
+Sent = TypeVar("Sent", contravariant=True)
 PagedRequest = TypeVar("PagedRequest", bound="_PagedRequest")
 Page = TypeVar("Page", bound="_Page")
 
@@ -58,6 +60,23 @@ class Stream(Protocol[Item]):
         """Cancels the call; may be called from any thread."""
 
 
+class Call(Protocol[Item]):
+    """A call that was begun."""
+
+    def result(self) -> Item:
+        """Waits for the response; raises grpc.RpcError."""
+
+    def cancel(self) -> object:
+        """Cancels the call; may be called from any thread."""
+
+
+class Sending(Protocol[Sent, Item]):
+    """A method that can be called without waiting: a client-streaming one, or a unary one."""
+
+    def future(self, sent: Sent, /, *, metadata: tuple[tuple[str, str], ...]) -> Call[Item]:
+        """Begins the call with its message or messages."""
+
+
 class _PagedRequest(Protocol):
     page_size: int
     page_token: str
@@ -71,6 +90,7 @@ class Rpc:
     """The stubs of one channel, and the ways to call them.
 
     Attributes:
+        submit_whole: SubmitUpdate, for an update in one message.
         clock: Clock for retries and timeouts.
         compression: How chunks of files are compressed.
         address: The server's address, for error messages.
@@ -106,6 +126,9 @@ class Rpc:
         self.trainings = with_chunk_codec(trainings, channel, training_pb2.DESCRIPTOR)
         self.models = with_chunk_codec(models, channel, model_pb2.DESCRIPTOR)
         self.rounds = with_chunk_codec(round_pb2_grpc.RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
+        submit = round_pb2.DESCRIPTOR.services_by_name["RoundService"].methods_by_name["SubmitUpdate"]
+        self.submit_whole: grpc.UnaryUnaryMultiCallable[SubmitUpdateRequest, SubmitUpdateResponse]
+        self.submit_whole = whole_upload(channel, submit)
         self.control = control_pb2_grpc.ControlServiceStub(channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.audit = audit_pb2_grpc.AuditServiceStub(channel)
@@ -190,17 +213,12 @@ class Rpc:
                 return
             request.page_token = page.next_page_token
 
-    def send(
-        self,
-        method: grpc.StreamUnaryMultiCallable[Request, Response],
-        requests: Iterator[Request],
-        silence: Silence | None = None,
-    ) -> Response:
-        """Calls a client-streaming method once.
+    def send(self, method: Sending[Request, Response], sent: Request, silence: Silence | None = None) -> Response:
+        """Calls a method once, for as long as the server is not silent.
 
         Args:
             method: The method.
-            requests: The messages; they tell `silence` when they are ready to be sent.
+            sent: Its message, or an iterator of its messages, which tell `silence` when they are ready to be sent.
             silence: Ends the call when the server takes no message, or gives no answer; by default it has no limit.
 
         Raises:
@@ -208,7 +226,7 @@ class Rpc:
         """
         # Without messages that tell it that they wait, it never expires.
         silence = silence or Silence(self.clock)
-        call = method.future(requests, metadata=self._call_metadata())
+        call = method.future(sent, metadata=self._call_metadata())
         try:
             with self.typed_errors(), silence.limited(call.cancel):
                 return call.result()

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 
 from fedround.v1.round_pb2 import GetUploadRequest
-from fedround_client.compression import compress
+from fedround_client.compression import MAX_CHUNK, compress
 from fedround_client.errors import FedroundError, RequestBodyLimit, UploadIncomplete
 from fedround_client.payload import CHUNK, Payload, Progress
 from fedround_client.retry import ATTEMPTS, logger
@@ -33,6 +33,7 @@ def upload(
     first: Callable[[int], Request],
     more: Callable[..., Request],
     *,
+    whole: grpc.UnaryUnaryMultiCallable[Request, Response] | None = None,
     attempts: int | None = ATTEMPTS,
     progress: Progress | None = None,
 ) -> Response:
@@ -47,6 +48,7 @@ def upload(
         upload_id: UUID by which the server knows the upload; empty if there is no file to resume.
         first: Returns the first message of a stream that starts at an offset in bytes.
         more: Returns a message with chunk, chunk_crc32c and compression.
+        whole: The method for a single message, which then has a whole small file, too.
         attempts: How many attempts in a row may fail without progress; None for any number.
         progress: Called after every chunk.
 
@@ -57,7 +59,7 @@ def upload(
         FedroundError: The server answered with an error that is not transient, or the last attempt failed.
         Exception: Reading the file, or `progress`, raised it.
     """
-    sender = _Sender(rpc, method, payload, upload_id, first, more, progress)
+    sender = _Sender(rpc, method, payload, upload_id, first, more, whole, progress)
     known, is_resumed = 0, False
     with rpc.traces.span("upload"):
         rpc.traces.set("size_bytes", payload.size_bytes)
@@ -89,6 +91,7 @@ class _Sender(Generic[Request, Response]):
         upload_id: str,
         first: Callable[[int], Request],
         more: Callable[..., Request],
+        whole: grpc.UnaryUnaryMultiCallable[Request, Response] | None,
         progress: Progress | None,
     ) -> None:
         self._rpc = rpc
@@ -97,6 +100,7 @@ class _Sender(Generic[Request, Response]):
         self._upload_id = upload_id
         self._first = first
         self._more = more
+        self._whole = whole
         self._progress = progress
         self.committed = 0
         self._patience = SILENCE_TIMEOUT + payload.size_bytes / CHECKED_PER_SECOND
@@ -136,6 +140,10 @@ class _Sender(Generic[Request, Response]):
         silence = Silence(self._rpc.clock, self._patience)
         self._end = self.committed
         try:
+            if self._whole is not None and self._limit is None:
+                rest = self._payload.rest(self.committed, MAX_CHUNK)
+                if rest is not None:
+                    return self._send_whole(self._whole, rest, silence)
             return self._rpc.send(self._method, self._messages(silence), silence)
         except FedroundError:
             if self._failures:
@@ -144,6 +152,25 @@ class _Sender(Generic[Request, Response]):
                 # It may be slow: an attempt that is given up too early would be repeated for ever.
                 self._patience *= 2
             raise
+
+    def _send_whole(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], rest: bytes, silence: Silence
+    ) -> Response:
+        """Sends the rest of the file with the first message."""
+        message: Any = self._first(self.committed)
+        if rest:
+            data, compression = compress(rest, self._rpc.compression)
+            crc = google_crc32c.value(rest)
+            if compression:
+                message.MergeFrom(self._more(chunk=data, chunk_crc32c=crc, compression=compression))
+            else:
+                message = ChunkMessage(rest, crc, head=message)
+        self._end = self._payload.size_bytes
+        silence.waiting()
+        response = self._rpc.send(method, message, silence)
+        if self._progress is not None:
+            self._progress(self._end, self._end)
+        return response
 
     def _messages(self, silence: Silence) -> Iterator[Any]:
         start = self.committed

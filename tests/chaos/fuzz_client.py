@@ -144,6 +144,10 @@ class Channel:
                 raise Failure(self._rand)
             return self._message(path)
 
+        def begin(request: Any, metadata: Any = None) -> _Call:
+            return _Call(Failure(self._rand) if self._rand.random() < 0.5 else self._message(path))
+
+        call.future = begin  # type: ignore[attr-defined]
         return call
 
     def stream_unary(self, path: str, *_: Any, **__: Any) -> SimpleNamespace:

@@ -75,11 +75,10 @@ class Rounds:
 
     def take_tensors(self, status=OK, receipt=None):
         rpc = self.server.upload("SubmitUpdate")
-        spec = rpc.take_request().spec
-        data = rpc.take_request().chunk
+        first = rpc.take_request()
         rpc.terminate(SubmitUpdateResponse(receipt=receipt), *status)
-        assert hashlib.sha256(data).hexdigest() == spec.sha256
-        return spec, from_safetensors(data)
+        assert hashlib.sha256(first.chunk).hexdigest() == first.spec.sha256
+        return first.spec, from_safetensors(first.chunk)
 
     def take_update(self, status=OK, receipt=None):
         spec, tensors = self.take_tensors(status, receipt)

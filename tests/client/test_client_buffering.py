@@ -54,8 +54,9 @@ class Buffered(Rounds):
 
     def take(self, counts_in, status=OK):
         rpc = self.server.upload("SubmitUpdate")
-        spec = rpc.take_request().spec
-        assert hashlib.sha256(rpc.take_request().chunk).hexdigest() == spec.sha256
+        first = rpc.take_request()
+        spec = first.spec
+        assert hashlib.sha256(first.chunk).hexdigest() == spec.sha256
         rpc.terminate(SubmitUpdateResponse(receipt=UpdateReceipt(round=counts_in)), *status)
         return spec.round, spec.base_version, spec.sha256
 

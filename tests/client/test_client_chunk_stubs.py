@@ -7,12 +7,13 @@ import grpc
 import pytest
 
 from fedround.v1 import model_pb2, model_pb2_grpc
-from fedround_client.chunk_stubs import with_chunk_codec
+from fedround_client.chunk_stubs import whole_upload, with_chunk_codec
 from fedround_wire.chunk_codec import ChunkMessage
 
 CHUNK = b"\x00\xff" * 100_000
 CRC = google_crc32c.value(CHUNK)
 SERVICE = "fedround.v1.ModelService"
+UPLOAD_MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"].methods_by_name["UploadModel"]
 
 
 @pytest.fixture
@@ -43,7 +44,9 @@ def raw():
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield with_chunk_codec(model_pb2_grpc.ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR), received
+        models = with_chunk_codec(model_pb2_grpc.ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR)
+        models.whole = whole_upload(channel, UPLOAD_MODEL)
+        yield models, received
     server.stop(None)
 
 
@@ -55,6 +58,15 @@ def test_an_upload_mixes_protobuf_and_chunk_messages(raw):
     assert response == model_pb2.UploadModelResponse(model={"name": "m"})
     plain = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC)
     assert [model_pb2.UploadModelRequest.FromString(message) for message in received] == [first, plain, compressed]
+
+
+def test_a_whole_upload_is_one_message_with_the_spec(raw):
+    models, received = raw
+    head = model_pb2.UploadModelRequest(spec={"name": "m"})
+    models.whole(ChunkMessage(CHUNK, CRC, head=head), timeout=10)
+    models.whole(head, timeout=10)
+    whole = model_pb2.UploadModelRequest(spec=head.spec, chunk=CHUNK, chunk_crc32c=CRC)
+    assert received == [whole.SerializeToString(), head.SerializeToString()]
 
 
 def test_a_download_returns_chunk_messages_for_plain_chunks(raw):

@@ -156,10 +156,9 @@ def submitted_tensors(server, train, precision, framework="numpy", rules=(), **o
 def accept_update(server):
     rpc = server.upload("SubmitUpdate")
     first = rpc.take_request()
-    data = rpc.take_request().chunk
-    assert len(data) == first.spec.size_bytes
+    assert len(first.chunk) == first.spec.size_bytes
     rpc.terminate(SubmitUpdateResponse(), *OK)
-    return data
+    return first.chunk
 
 
 def add_in_place(model, round_):

@@ -54,6 +54,36 @@ def test_an_update_is_announced_then_sent_in_chunks(server):
     assert progress[-1] == (len(FILE), len(FILE))
 
 
+SMALL = {"w": np.arange(1000, dtype=np.float32)}
+SMALL_FILE = to_safetensors(SMALL)
+
+
+def test_a_small_update_is_one_message(server):
+    progress = []
+    call = server.run(
+        server.client.submit_update, TRAINING, 3, SMALL, 42, progress=lambda *sizes: progress.append(sizes)
+    )
+    rpc = server.upload("SubmitUpdate")
+    message = rpc.take_request()
+    assert (message.spec.num_examples, message.spec.size_bytes) == (42, len(SMALL_FILE))
+    assert (message.chunk, message.chunk_crc32c) == (SMALL_FILE, google_crc32c.value(SMALL_FILE))
+    rpc.requests_closed()
+    rpc.terminate(receipt(), *OK)
+    call.result(10)
+    assert progress == [(len(SMALL_FILE), len(SMALL_FILE))]
+
+
+def test_a_small_update_that_was_cut_is_sent_again(server):
+    call = server.run(server.client.submit_update, TRAINING, 3, SMALL, 42)
+    server.upload("SubmitUpdate").terminate(None, *UNAVAILABLE)
+    server.reply("GetUpload", GetUploadResponse(committed_size=1000))
+    rpc = server.upload("SubmitUpdate")
+    message = rpc.take_request()
+    assert (message.spec.offset, message.chunk) == (1000, SMALL_FILE[1000:])
+    rpc.terminate(receipt(), *OK)
+    assert call.result(10).update_id == "u"
+
+
 def test_a_cut_upload_resumes_at_the_servers_offset(server):
     call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
     rpc = server.upload("SubmitUpdate")

@@ -2,7 +2,8 @@
 
 protobuf copies a bytes field three times: into the message, into the serialised message, and out of it. Nearly all
 traffic between client and server consists of messages that have a chunk and its CRC-32C and no other field. This module
-encodes and decodes those with one copy each; every other message is left to protobuf.
+encodes and decodes those with one copy each, and encodes a spec before the chunk; every other message is left to
+protobuf.
 """
 
 from __future__ import annotations
@@ -18,17 +19,24 @@ BYTES, FIXED32 = 2, 5
 
 
 class ChunkMessage(NamedTuple):
-    """A message with a chunk, its CRC-32C and no other field. It has the interface of the protobuf message it replaces.
+    """A message with a chunk and its CRC-32C. It has the interface of the protobuf message it replaces.
 
     Attributes:
         chunk: Bytes of the file.
         chunk_crc32c: CRC-32C of the chunk.
         compression: 0: the chunk is not compressed.
+        head: A protobuf message with the spec, in the first message of an upload; None if there is no other field.
     """
 
     chunk: bytes
     chunk_crc32c: int
     compression: int = 0
+    head: Any = None
+
+    @property
+    def spec(self) -> Any:
+        """The spec of an upload, in its first message."""
+        return self.head.spec
 
     def HasField(self, field_name: str, /) -> bool:  # noqa: N802 - protobuf's name
         """Returns whether an optional field is set."""
@@ -46,8 +54,9 @@ class ChunkCodec:
 
     def encode(self, message: ChunkMessage) -> bytes:
         """Returns the bytes that protobuf would write for the message."""
+        head = b"" if message.head is None else message.head.SerializeToString()
         crc = message.chunk_crc32c.to_bytes(4, "little")
-        return b"".join((self._chunk_tag, _varint(len(message.chunk)), message.chunk, self._crc_tag, crc))
+        return b"".join((head, self._chunk_tag, _varint(len(message.chunk)), message.chunk, self._crc_tag, crc))
 
     def decode(self, data: bytes) -> ChunkMessage | None:
         """Decodes a message; returns None if it has other fields, so that protobuf has to decode it."""
