@@ -1,7 +1,7 @@
 """A store on each database."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,9 @@ def verbs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     run = Transactions._run
 
-    def noted(self: Transactions, call: Call) -> Any:
-        found.append(call.name)
-        return run(self, call)
+    def noted(self: Transactions, calls: Sequence[Call]) -> Any:
+        found.extend(call.name for call in calls)
+        return run(self, calls)
 
     monkeypatch.setattr(Transactions, "_run", noted)
     return found

@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,10 +49,10 @@ def planning(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     thread = threading.local()
     run, execute = Transactions._run, peewee.Database.execute_sql
 
-    def named(transactions: Transactions, call: Call) -> Any:
-        thread.verb = call.name
+    def named(transactions: Transactions, calls: Sequence[Call]) -> Any:
+        thread.verb = calls[0].name
         try:
-            return run(transactions, call)
+            return run(transactions, calls)
         finally:
             thread.verb = ""
 

@@ -1,6 +1,6 @@
 """The audit trail: what verbs record of their changes, appended to the audit log at the end of their transaction."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -10,8 +10,8 @@ from peewee import ModelSelect
 
 from fedround_server.domain.audit import AuditHead, AuditRecord, audit_chain
 from fedround_server.store.db.compiled import compiled
-from fedround_server.store.db.rows import insert, locked, save
-from fedround_server.store.tables.base import BATCH_ROWS, Row
+from fedround_server.store.db.rows import insert, locked, new_row, save
+from fedround_server.store.tables.base import Row
 from fedround_server.store.tables.mapping import from_entry
 from fedround_server.store.tables.schema import AuditHeadRow, AuditRow
 
@@ -41,29 +41,31 @@ def append(one: AuditRecord) -> None:
 
 
 @contextmanager
-def recording(user_id: str, now: Callable[[], datetime]) -> Iterator[Sequence[AuditRecord]]:
-    """Collects the records of a block, and writes them at its end; only the commit may follow in the transaction."""
+def collecting() -> Iterator[Sequence[AuditRecord]]:
+    """Collects the records of a block."""
     records: list[AuditRecord] = []
     reset = _records.set(records)
     try:
         yield records
     finally:
         _records.reset(reset)
-    if records:
-        _write(records, user_id, now)
 
 
-def _write(records: Sequence[AuditRecord], user_id: str, now: Callable[[], datetime]) -> None:
+def write(changes: Iterable[tuple[str, Sequence[AuditRecord]]], now: Callable[[], datetime]) -> None:
+    """Writes the records of changes, each by a user; only the commit may follow in the transaction."""
+    changes = [(user_id, records) for user_id, records in changes if records]
+    if not changes:
+        return
     # The lock on the head makes every change wait for the commit of the one before it. A transaction that holds the
     # head waits for no other lock: so there is no deadlock, and no wait is longer than a commit.
     row = _head.one()
-    entries = audit_chain(records, user_id, AuditHead(row.sequence, row.hash), now())
-    if len(entries) == 1:
-        insert(AuditRow(**from_entry(entries[0])))
-    else:
-        for start in range(0, len(entries), BATCH_ROWS):
-            AuditRow.insert_many([from_entry(entry) for entry in entries[start : start + BATCH_ROWS]]).execute()
-    row.sequence, row.hash = entries[-1].sequence, entries[-1].hash
+    head, entries = AuditHead(row.sequence, row.hash), []
+    for user_id, records in changes:
+        chain = audit_chain(records, user_id, head, now())
+        head = AuditHead(chain[-1].sequence, chain[-1].hash)
+        entries += chain
+    insert(*(new_row(AuditRow, **from_entry(entry)) for entry in entries))
+    row.sequence, row.hash = head.sequence, head.hash
     save(row)
 
 

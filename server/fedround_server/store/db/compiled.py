@@ -40,7 +40,11 @@ class Statement:
 
     def execute(self, args: Sequence[Any]) -> Any:
         """Runs the statement with arguments; returns the cursor."""
-        return database_proxy.execute_sql(self.sql, [_bind(value, args) for value in self.values])
+        return database_proxy.execute_sql(self.sql, self.bind(args))
+
+    def bind(self, args: Sequence[Any]) -> list[Any]:
+        """Returns the values with arguments in place of the slots."""
+        return [_bind(value, args) for value in self.values]
 
 
 class Parameter(ColumnBase):
@@ -172,10 +176,14 @@ class _RowReader(Generic[RowT]):
         values = dict(zip(self._names, found, strict=True))
         for name, decode in self._decoders:
             values[name] = decode(values[name])
-        # The same result as peewee's constructor, which calls a setter for each field.
-        row = self._table.__new__(self._table)
-        row.__data__, row.__rel__, row._dirty = values, {}, set()
-        return row
+        return row_of(self._table, values)
+
+
+def row_of(table: type[RowT], values: dict[str, Any]) -> RowT:
+    """Makes a row of the values of its fields: what peewee's constructor does, which calls a setter for each."""
+    row = table.__new__(table)
+    row.__data__, row.__rel__, row._dirty = values, {}, set()
+    return row
 
 
 def database_kind() -> str:

@@ -1,7 +1,10 @@
-"""Runs verbs in transactions. On SQLite, verbs that wait at the same time share one commit."""
+"""Runs verbs in transactions. On SQLite, verbs that wait at the same time share one commit.
+
+On both databases, calls of a verb that is joined (`Joint`) share their statements, too.
+"""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass
@@ -13,11 +16,30 @@ import peewee
 
 from fedround_server.domain.audit import AuditRecord
 from fedround_server.failpoints import reached
-from fedround_server.store.db.audit_trail import recording
+from fedround_server.store.db.audit_trail import collecting, write
 from fedround_server.store.db.connection import Connections, unavailable
+
+Change = tuple[Any, Sequence[AuditRecord]]
+"""The result of a call, and the records of what it has changed."""
 
 
 @dataclass(frozen=True, slots=True)
+class Joint:
+    """How a call is run together with others that wait.
+
+    Attributes:
+        key: Equal for the calls that may be.
+        args: The arguments of the call.
+        run: Is given the arguments of such calls, runs the first ones, as many as it can, and returns their changes.
+            They are the same as if each call had been run by itself, in this order.
+    """
+
+    key: Hashable
+    args: tuple[Any, ...]
+    run: Callable[[Sequence[tuple[Any, ...]]], Sequence[Change]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Call:
     """A call of a verb that waits to be run.
 
@@ -27,6 +49,7 @@ class Call:
         user_id: The user who makes the call; empty for the server itself.
         answer: Receives the result or the error, in the caller's event loop.
         context: The caller's, for the lines of the log about what the call has changed.
+        joint: How it is run together with others; None if it is not.
     """
 
     verb: Callable[[], Any]
@@ -34,6 +57,12 @@ class Call:
     user_id: str
     answer: asyncio.Future[Any]
     context: Context
+    joint: Joint | None = None
+
+    @property
+    def group(self) -> Hashable:
+        """Equal for the calls that may be run together."""
+        return self if self.joint is None else self.joint.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +90,25 @@ class Transactions:
         others. Each call runs once, unless the database fails in the middle of the group: a full disk, for example,
         makes SQLite end the transaction itself. Nothing was changed then, and each call runs again by itself.
 
+        Calls of a joined verb that follow each other have one savepoint, on PostgreSQL one transaction, as far as they
+        can be run together. If that fails, nothing was changed, and each runs again by itself.
+
         Returns:
             The outcomes, in the order of the calls; all that changed something are committed.
         """
         if not self._is_sqlite or len(calls) == 1:
-            return [self._run_alone(call) for call in calls]
+            return list(_in_order(calls, self._run_in_transaction))
         outcomes: list[Outcome] = []
         begun = False
         try:
             with unavailable(), self.begin():
                 begun = True
-                outcomes.extend(self._run_in_savepoint(call) for call in calls)
+                outcomes.extend(_in_order(calls, self._run_in_savepoint))
         except BaseException as error:
             if begun and len(outcomes) < len(calls):
-                return [self._run_alone(call) for call in calls]
+                return [self._run_in_transaction([call])[0] for call in calls]
             return [Outcome(error=error)] * len(calls)
-        for call, outcome in zip(calls, outcomes, strict=True):
-            _mark_committed(call, outcome)
+        _mark_committed(calls, outcomes)
         return outcomes
 
     @contextmanager
@@ -92,31 +123,74 @@ class Transactions:
             with self._database.connection_context(), self._database.atomic():
                 yield
 
-    def _run_alone(self, call: Call) -> Outcome:
-        outcome = _outcome(self._run_in_transaction, call)
-        if isinstance(outcome.error, peewee.IntegrityError):
+    def _run_in_transaction(self, calls: Sequence[Call]) -> Sequence[Outcome]:
+        outcomes = self._try_in_transaction(calls)
+        if any(isinstance(outcome.error, peewee.IntegrityError) for outcome in outcomes):
             # Another transaction inserted the same key after this one had looked for it: now the verb will find it.
-            outcome = _outcome(self._run_in_transaction, call)
-        _mark_committed(call, outcome)
-        return outcome
+            outcomes = self._try_in_transaction(calls)
+        _mark_committed(calls, outcomes)
+        return outcomes
 
-    def _run_in_transaction(self, call: Call) -> Outcome:
-        with self.begin():
-            return self._run(call)
+    def _try_in_transaction(self, calls: Sequence[Call]) -> Sequence[Outcome]:
+        outcomes: Sequence[Outcome] = ()
+        try:
+            with unavailable(), self.begin():
+                outcomes = self._run(calls)
+        except BaseException as error:
+            # If the commit has failed, it is not known whether it was made: calls that had outcomes do not run again.
+            failed = outcomes if outcomes or len(calls) > 1 else calls
+            return [Outcome(error=error)] * len(failed)
+        return outcomes
 
-    def _run_in_savepoint(self, call: Call) -> Outcome:
+    def _run_in_savepoint(self, calls: Sequence[Call]) -> Sequence[Outcome]:
+        outcomes: Sequence[Outcome] = ()
         self._database.execute_sql("SAVEPOINT verb")
-        outcome = _outcome(self._run, call)
-        # Both fail if the database has ended the transaction.
-        self._database.execute_sql("RELEASE verb" if outcome.error is None else "ROLLBACK TO verb")
-        return outcome
+        try:
+            with unavailable():
+                outcomes = self._run(calls)
+        except BaseException as error:
+            # Both fail if the database has ended the transaction.
+            self._database.execute_sql("ROLLBACK TO verb")
+            return [Outcome(error=error)] if len(calls) == 1 else ()
+        self._database.execute_sql("RELEASE verb")
+        return outcomes
 
-    def _run(self, call: Call) -> Outcome:
-        reached(f"{call.name}.begun")
-        with recording(call.user_id, self._now) as records:
-            result = call.verb()
-        reached(f"{call.name}.written")
-        return Outcome(result, records=records)
+    def _run(self, calls: Sequence[Call]) -> Sequence[Outcome]:
+        """Runs a call, or the first ones of several that may be run together; returns their outcomes."""
+        for call in calls:
+            reached(f"{call.name}.begun")
+        changes = _run_alone(calls[0]) if len(calls) == 1 else _run_together(calls)
+        done = list(zip(calls, changes, strict=False))
+        write([(call.user_id, records) for call, (_, records) in done], self._now)
+        for call, _ in done:
+            reached(f"{call.name}.written")
+        return [Outcome(result, records=records) for result, records in changes]
+
+
+def _in_order(calls: Sequence[Call], run: Callable[[Sequence[Call]], Sequence[Outcome]]) -> Iterator[Outcome]:
+    """Yields the outcomes of calls; those that may be run together are, up to one that cannot."""
+    for _, group in groupby(calls, key=lambda call: call.group):
+        left = list(group)
+        while left:
+            outcomes = run(left)
+            if not outcomes:
+                # What keeps the first one from it often holds for the others, too: the round is closed, for example.
+                outcomes = [run([call])[0] for call in left]
+            elif len(outcomes) < len(left):
+                outcomes = [*outcomes, *run([left[len(outcomes)]])]
+            yield from outcomes
+            left = left[len(outcomes) :]
+
+
+def _run_alone(call: Call) -> Sequence[Change]:
+    with collecting() as records:
+        result = call.verb()
+    return [(result, records)]
+
+
+def _run_together(calls: Sequence[Call]) -> Sequence[Change]:
+    joints = [call.joint for call in calls if call.joint is not None]
+    return joints[0].run([joint.args for joint in joints])
 
 
 def answer(
@@ -164,14 +238,7 @@ def _set_answers(
             call.context.run(tell, outcome.records)
 
 
-def _outcome(run: Callable[[Call], Outcome], call: Call) -> Outcome:
-    try:
-        with unavailable():
-            return run(call)
-    except BaseException as error:
-        return Outcome(error=error)
-
-
-def _mark_committed(call: Call, outcome: Outcome) -> None:
-    if outcome.error is None:
-        reached(f"{call.name}.committed")
+def _mark_committed(calls: Sequence[Call], outcomes: Sequence[Outcome]) -> None:
+    for call, outcome in zip(calls, outcomes, strict=False):
+        if outcome.error is None:
+            reached(f"{call.name}.committed")

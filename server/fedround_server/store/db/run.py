@@ -3,9 +3,10 @@
 import asyncio
 import functools
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from fedround_server.counters import Counters
 from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import FedroundError
 from fedround_server.store.db import connection
-from fedround_server.store.db.group_commit import Call, Transactions, answer
+from fedround_server.store.db.group_commit import Call, Change, Joint, Transactions, answer
 from fedround_server.store.db.server_lock import ServerLock
 from fedround_server.store.tables.base import database_proxy
 
@@ -71,6 +72,8 @@ class Database:
         self._server_lock = ServerLock(str(url)) if self.is_postgres else None
         self._transactions = Transactions(self._peewee, now)
         self._waiting: deque[Call] = deque()
+        # PostgreSQL's threads take calls from the middle.
+        self._waiting_lock = threading.Lock()
         self._batches: dict[str, Batch[Any, Any]] = {}
         threads = connection.POSTGRES_THREADS if self.is_postgres else 1
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="store")
@@ -106,14 +109,16 @@ class Database:
         """Makes sure that this process still holds the server lock; raises what `Store.hold` lists."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._hold)
 
-    async def run(self, verb: Callable[[], R], name: str = "") -> R:
+    async def run(self, verb: Callable[[], R], name: str = "", joint: Joint | None = None) -> R:
         """Runs a verb in a transaction on the store's executor; its name is the prefix of its failpoints.
 
         Raises:
             StoreUnavailable: The database does not answer; nothing was changed, or the whole change was made.
         """
         answered: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Call(verb, name, acting.get(), answered, copy_context()))
+        call = Call(verb, name, acting.get(), answered, copy_context(), joint)
+        with self._waiting_lock:
+            self._waiting.append(call)
         self._executor.submit(self._serve)
         return await answered
 
@@ -144,15 +149,27 @@ class Database:
             self._peewee.execute_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
     def _serve(self) -> None:
-        """Runs the next verb that waits, on SQLite all that wait."""
-        size = 1 if self.is_postgres else min(len(self._waiting), MAX_GROUP)
-        taken = [self._waiting.popleft() for _ in range(size)]
+        """Runs the next verb that waits with those that it can be run together with, on SQLite all that wait."""
+        with self._waiting_lock:
+            taken = self._take()
         if calls := [call for call in taken if not call.answer.cancelled()]:
             begun = time.perf_counter()
             outcomes = self._transactions.run(calls)
             seconds = time.perf_counter() - begun
             committed = any(outcome.error is None for outcome in outcomes)
             answer(calls, outcomes, functools.partial(self._count, seconds if committed else None), self._tell)
+
+    def _take(self) -> list[Call]:
+        """Takes calls from those that wait; those that can be run together follow each other."""
+        groups: dict[Hashable, list[Call]] = {}
+        for _ in range(min(len(self._waiting), MAX_GROUP)):
+            call = self._waiting.popleft()
+            groups.setdefault(call.group, []).append(call)
+        taken = list(groups.values())
+        if self.is_postgres:
+            taken, others = taken[:1], taken[1:]
+            self._waiting.extendleft(call for group in reversed(others) for call in reversed(group))
+        return [call for group in taken for call in group]
 
     def _count(self, seconds: float | None) -> None:
         """Counts a transaction by how long it took; None for one that was rolled back."""
@@ -204,6 +221,29 @@ def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self
         return await self.database.run(lambda: method(self, *args, **kwargs), name)
 
     return run  # type: ignore[return-value]  # wraps() makes a name of the positional self
+
+
+def joined(
+    together: Callable[[Sequence[tuple[*Ts]]], Sequence[Change]], key: Callable[[*Ts], Hashable]
+) -> Callable[[Callable[[Self, *Ts], R]], Callable[[Self, *Ts], Coroutine[Any, Any, R]]]:
+    """Returns a decorator like `verb`, of a method whose calls that wait at the same time share their statements.
+
+    Args:
+        together: Runs the first ones of some calls with equal keys, as `Joint.run` describes.
+        key: Returns the key of a call.
+    """
+
+    def decorate(method: Callable[[Self, *Ts], R]) -> Callable[[Self, *Ts], Coroutine[Any, Any, R]]:
+        name = _name(method)
+
+        @functools.wraps(method)
+        async def run(self: Self, *args: *Ts) -> R:
+            joint = Joint((name, key(*args)), args, together)
+            return await self.database.run(lambda: method(self, *args), name, joint)
+
+        return run
+
+    return decorate
 
 
 def snapshot(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self, P], Coroutine[Any, Any, R]]:

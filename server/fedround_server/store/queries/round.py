@@ -1,5 +1,6 @@
 """Reads of rounds, of their cohorts, and of what was submitted in them."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from peewee import Case, Expression, Field, ModelSelect, fn
@@ -11,7 +12,7 @@ from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Sequel
 from fedround_server.domain.rounds.round import RoundState, UnfinishedRound
 from fedround_server.domain.update import Submission
-from fedround_server.store.db.compiled import compiled
+from fedround_server.store.db.compiled import compiled, compiled_values, in_array
 from fedround_server.store.queries.failure import OF_MEMBER
 from fedround_server.store.tables.failure_schema import ParticipantFailureRow
 from fedround_server.store.tables.mapping import to_blob, to_facts, to_spec
@@ -91,6 +92,23 @@ def is_member(training_id: str, number: int, user_id: str) -> bool:
 def find_submission(training_id: str, number: int, user_id: str) -> UpdateRow | None:
     """Returns the update or report that a user has submitted in a round."""
     return _update.first(training_id, number, user_id)
+
+
+def find_newcomers(training_id: str, number: int, user_ids: Sequence[str]) -> set[str]:
+    """Returns those of some users that belong to a round's cohort, and have neither submitted nor failed in it."""
+    return {user_id for (user_id,) in _newcomers.all(training_id, number, user_ids)}
+
+
+@compiled_values
+def _newcomers(training_id: str, number: int, user_ids: Sequence[str]) -> "ModelSelect[CohortRow]":
+    return CohortRow.select(CohortRow.user_id).where(
+        CohortRow.training_id == training_id,
+        CohortRow.number == number,
+        in_array(CohortRow.user_id, user_ids),
+        ~CohortRow.removed,
+        ~fn.EXISTS(UpdateRow.select(UpdateRow.update_id).where(SUBMITTED)),
+        ~fn.EXISTS(ParticipantFailureRow.select(ParticipantFailureRow.reason).where(OF_MEMBER)),
+    )
 
 
 def find_assignment(row: RoundRow, user_id: str) -> BlobRef | None:

@@ -23,7 +23,7 @@ from fedround_server.domain.report import NewReport, same_metrics
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.rounds.round import RoundState
-from fedround_server.domain.update import NewUpdate, NormBound, Update, inputs_of, is_number
+from fedround_server.domain.update import NewUpdate, NormBound, Submission, Update, inputs_of, is_number
 from fedround_server.store.db.compiled import compiled_values
 from fedround_server.store.queries.buffered import base_version, buffering_of, check_place, current_round, locate
 from fedround_server.store.queries.failure import has_reported_failure
@@ -107,10 +107,38 @@ def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | Updat
         raise RoundNotOpen(_why_not_open(training, row, new.round), **_metadata(row, new))
     else:
         _check_member(row, new.user_id)
-        if isinstance(new, NewUpdate) and new.base_version not in (None, row.model_version):
-            raise FieldInvalid(
-                "spec.base_version", f"is {new.base_version}, and the round started from version {row.model_version}"
-            )
+        _check_base(row, new)
+    _check_content(training, row, new)
+    return row
+
+
+def takes_newcomers(training: TrainingRow, row: RoundRow, submission: Submission) -> bool:
+    """Returns whether an open round takes submissions of a kind, and none of them counts in another round."""
+    return (
+        row.state == RoundState.OPEN.value
+        and KINDS[row.kind].submission is submission
+        and buffering_of(training) is None
+    )
+
+
+def check_newcomer(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport) -> None:
+    """Checks what a newcomer submits to a round that takes it, as `check` does.
+
+    Raises:
+        FedroundError: It is rejected.
+    """
+    _check_base(row, new)
+    _check_content(training, row, new)
+
+
+def _check_base(row: RoundRow, new: NewUpdate | NewReport) -> None:
+    if isinstance(new, NewUpdate) and new.base_version not in (None, row.model_version):
+        raise FieldInvalid(
+            "spec.base_version", f"is {new.base_version}, and the round started from version {row.model_version}"
+        )
+
+
+def _check_content(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport) -> None:
     spec = to_spec(training.spec)
     if not 0 <= new.num_examples <= spec.max_num_examples:
         raise NumExamples(new.num_examples, spec.max_num_examples)
@@ -119,7 +147,6 @@ def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | Updat
     if lacking:
         raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too, as numbers")
     kept_inputs(training, row, new)
-    return row
 
 
 def kept_inputs(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport) -> dict[str, Any]:

@@ -71,15 +71,7 @@ def evaluate(
         go_on(training, get_round(row.training_id, row.number), now)
         return False
     left = row.members - row.failed - row.arrived
-    verdict = judge(
-        row.arrived,
-        expected,
-        due=due,
-        last=row.attempt >= policy.max_attempts,
-        left=left,
-        enough=enough,
-        waited=row.wait_end is not None and now >= row.wait_end,
-    )
+    verdict = _judge(row, policy, now, due=due)
     lacking = lack(training, row) if verdict is Verdict.CLOSE else None
     if lacking is not None:
         if (left and not due) or row.attempt < policy.max_attempts:
@@ -97,6 +89,30 @@ def evaluate(
     else:
         _set_wait_end(row, policy, now, waits=row.arrived >= enough and lacking is None)
     return False
+
+
+def stays_open(training: TrainingRow, row: RoundRow, now: datetime) -> bool:
+    """Returns whether `evaluate` changes nothing of an open round; False also if that is not known without a query."""
+    policy = KINDS[row.kind].policy(to_spec(training.spec))
+    has_enough = row.arrived >= enough_updates(policy, row.members, row.failed, row.needed)
+    return (
+        row.members > 0
+        and row.expected == expected_updates(policy, row.members, row.failed, row.needed)
+        and has_enough == (row.wait_end is not None)
+        and _judge(row, policy, now, due=False) is Verdict.WAIT
+    )
+
+
+def _judge(row: RoundRow, policy: RoundPolicy, now: datetime, *, due: bool) -> Verdict:
+    return judge(
+        row.arrived,
+        row.expected,
+        due=due,
+        last=row.attempt >= policy.max_attempts,
+        left=row.members - row.failed - row.arrived,
+        enough=enough_updates(policy, row.members, row.failed, row.needed),
+        waited=row.wait_end is not None and now >= row.wait_end,
+    )
 
 
 def _set_wait_end(row: RoundRow, policy: RoundPolicy, now: datetime, *, waits: bool) -> None:

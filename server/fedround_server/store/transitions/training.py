@@ -4,7 +4,7 @@ from datetime import datetime
 
 from fedround_server.domain.event import Payload
 from fedround_server.domain.training import TRANSITIONS, TrainingState
-from fedround_server.store.db.rows import insert, save
+from fedround_server.store.db.rows import insert, new_row, save
 from fedround_server.store.tables.mapping import from_payload
 from fedround_server.store.tables.schema import ALL, EventRow, TrainingRow
 
@@ -27,18 +27,25 @@ def append_event(
     training: TrainingRow, payload: Payload, now: datetime, audience: str = ALL, number: int | None = None
 ) -> int:
     """Appends an event to the training's log, and returns its sequence; number is the round of the audience COHORT."""
+    event = next_event(training, payload, now, audience, number)
+    save(training)
+    insert(event)
+    return training.last_sequence
+
+
+def next_event(
+    training: TrainingRow, payload: Payload, now: datetime, audience: str = ALL, number: int | None = None
+) -> EventRow:
+    """Returns the next event of the training's log, like `append_event`; the caller writes it, and the training."""
     training.last_sequence += 1
     training.update_time = now
-    save(training)
-    insert(
-        EventRow(
-            training_id=training.training_id,
-            sequence=training.last_sequence,
-            kind=type(payload).__name__,
-            audience=audience,
-            number=number,
-            payload=from_payload(payload),
-            create_time=now,
-        )
+    return new_row(
+        EventRow,
+        training_id=training.training_id,
+        sequence=training.last_sequence,
+        kind=type(payload).__name__,
+        audience=audience,
+        number=number,
+        payload=from_payload(payload),
+        create_time=now,
     )
-    return training.last_sequence

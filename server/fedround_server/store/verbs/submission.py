@@ -1,8 +1,10 @@
 """Transactions about what participants submit: updates, reports, and what was rejected."""
 
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Any, TypeAlias
 
-from fedround_server.domain.errors import TrainingNotFound
+from fedround_server.domain.errors import FedroundError, TrainingNotFound
 from fedround_server.domain.event import UpdateAccepted
 from fedround_server.domain.policy import OnFailure
 from fedround_server.domain.report import NewReport, Report
@@ -10,21 +12,39 @@ from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.failpoints import reached
-from fedround_server.store.db.rows import insert, save
-from fedround_server.store.db.run import Verbs, verb
+from fedround_server.store.db.audit_trail import collecting
+from fedround_server.store.db.group_commit import Change
+from fedround_server.store.db.rows import insert, new_row, save
+from fedround_server.store.db.run import Verbs, joined, verb
 from fedround_server.store.queries import submission
 from fedround_server.store.queries.buffered import NextRoundAwaited, buffering_of
 from fedround_server.store.queries.participant import took_part
-from fedround_server.store.queries.round import find_round
+from fedround_server.store.queries.round import find_newcomers, find_round
 from fedround_server.store.queries.submission import Admission
-from fedround_server.store.queries.training import find_visible, lock_visible
+from fedround_server.store.queries.training import find_visible, lock_training, lock_visible
 from fedround_server.store.tables.mapping import from_blob, to_report, to_spec, to_update
-from fedround_server.store.tables.schema import ACTOR, UpdateRow
+from fedround_server.store.tables.schema import ACTOR, EventRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions, end_training
-from fedround_server.store.transitions.close_round import evaluate, participants_failed
+from fedround_server.store.transitions.close_round import evaluate, participants_failed, stays_open
 from fedround_server.store.transitions.failures import add_failure, withdraw_failure
 from fedround_server.store.transitions.rejected_updates import count_rejected
-from fedround_server.store.transitions.training import append_event
+from fedround_server.store.transitions.training import next_event
+
+New: TypeAlias = NewUpdate | NewReport
+Submitted: TypeAlias = tuple[str, New, datetime]
+"""The arguments of `submit_update` and `submit_report`."""
+
+
+def _round_of(_: str, new: New, _now: datetime) -> tuple[str, int]:
+    return new.training_id, new.round
+
+
+def _submit_updates(submitted: Sequence[tuple[str, NewUpdate, datetime]]) -> Sequence[Change]:
+    return _submit_together(submitted, to_update)
+
+
+def _submit_reports(submitted: Sequence[tuple[str, NewReport, datetime]]) -> Sequence[Change]:
+    return _submit_together(submitted, to_report)
 
 
 class SubmissionVerbs(Verbs):
@@ -46,7 +66,7 @@ class SubmissionVerbs(Verbs):
         """
         return submission.admit(lock_visible(new.training_id, new.user_id), new)
 
-    @verb
+    @joined(_submit_updates, _round_of)
     def submit_update(self, update_id: str, new: NewUpdate, now: datetime) -> tuple[Update, bool]:
         """Accepts an update, once; returns whether it closed the round, or has it wait: the caller starts what follows.
 
@@ -57,7 +77,7 @@ class SubmissionVerbs(Verbs):
         row, closed = _submit(new, update_id, now)
         return to_update(row), closed
 
-    @verb
+    @joined(_submit_reports, _round_of)
     def submit_report(self, report_id: str, new: NewReport, now: datetime) -> tuple[Report, bool]:
         """Accepts a report, once; returns whether it closed the round, or has it wait: the caller starts what follows.
 
@@ -118,7 +138,7 @@ class SubmissionVerbs(Verbs):
         count_rejected(training_id, row.number, user_id, reason, message, now)
 
 
-def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[UpdateRow, bool]:
+def _submit(new: New, update_id: str, now: datetime) -> tuple[UpdateRow, bool]:
     """Inserts a submission, unless it was accepted before, counts it in its round, and applies the close policy."""
     training = lock_visible(new.training_id, new.user_id)
     current = submission.check(training, new)
@@ -126,8 +146,62 @@ def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[
         return current, False
     if current.state != RoundState.OPEN.value:
         raise NextRoundAwaited
+    if current.failed:
+        withdraw_failure(training, current, new.user_id)
+    row, event = _count(training, current, (update_id, new, now))
+    _write(training, current, [row], [event])
+    return row, _closes(training, current, now)
+
+
+def _submit_together(submitted: Sequence[Submitted], read: Callable[[UpdateRow], Any]) -> Sequence[Change]:
+    """Accepts the first ones of some submissions to a round, of members that have neither submitted nor failed in it.
+
+    The first one that is anything else is left to `_submit`, with those behind it; and so are all behind one that may
+    close the round.
+    """
+    _, first, _ = submitted[0]
+    training = lock_training(first.training_id)
+    current = None if training is None else find_round(first.training_id, first.round)
+    if training is None or current is None or not submission.takes_newcomers(training, current, first.submission):
+        return []
+    newcomers = find_newcomers(first.training_id, first.round, [new.user_id for _, new, _ in submitted])
+    rows, events, changes = [], [], []
+    stays = True
+    for one in submitted:
+        _, new, now = one
+        if not stays or new.user_id not in newcomers or not _is_valid(training, current, new):
+            break
+        newcomers.remove(new.user_id)
+        with collecting() as records:
+            row, event = _count(training, current, one)
+        rows.append(row)
+        events.append(event)
+        changes.append((row, records))
+        stays = stays_open(training, current, now)
+    if not rows:
+        return []
+    _write(training, current, rows, events)
+    with collecting() as closing:
+        closed = _closes(training, current, rows[-1].accept_time)
+    found = [((read(row), False), records) for row, records in changes[:-1]]
+    row, records = changes[-1]
+    return [*found, ((read(row), closed), [*records, *closing])]
+
+
+def _is_valid(training: TrainingRow, current: RoundRow, new: New) -> bool:
+    try:
+        submission.check_newcomer(training, current, new)
+    except FedroundError:
+        return False
+    return True
+
+
+def _count(training: TrainingRow, current: RoundRow, submitted: Submitted) -> tuple[UpdateRow, EventRow]:
+    """Counts a submission in its round; returns its row and its event, which `_write` inserts."""
+    update_id, new, now = submitted
     blob = new.blob if isinstance(new, NewUpdate) else None
-    row = UpdateRow(
+    row = new_row(
+        UpdateRow,
         update_id=update_id,
         training_id=new.training_id,
         number=current.number,
@@ -139,20 +213,28 @@ def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[
         stored=blob is not None,
         **submission.kept_inputs(training, current, new),
     )
-    insert(row)
-    reached("update.inserted")
-    if current.failed:
-        withdraw_failure(training, current, new.user_id)
     contributions.accept(training, row)
     training.stored_bytes += row.size_bytes
     # The training has been locked since the round was read.
     current.arrived += 1
-    save(current)
     accepted = UpdateAccepted(
         update_id, current.number, new.user_id, new.num_examples, current.arrived, current.expected
     )
-    append_event(training, accepted, now, audience=ACTOR)
-    reached("update.logged")
+    return row, next_event(training, accepted, now, audience=ACTOR)
+
+
+def _write(training: TrainingRow, current: RoundRow, updates: Sequence[UpdateRow], events: Sequence[EventRow]) -> None:
+    insert(*updates)
+    for _ in updates:
+        reached("update.inserted")
+    save(current)
+    save(training)
+    insert(*events)
+    for _ in events:
+        reached("update.logged")
+
+
+def _closes(training: TrainingRow, current: RoundRow, now: datetime) -> bool:
+    """Applies the close policy; returns whether the round is closed, or has begun to wait, or to wait for longer."""
     wait_end = current.wait_end
-    closed = evaluate(training, current, now)
-    return row, closed or current.wait_end != wait_end
+    return evaluate(training, current, now) or current.wait_end != wait_end
