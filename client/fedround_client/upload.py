@@ -164,7 +164,7 @@ class _Sender(Generic[Request, Response]):
             if compression:
                 message.MergeFrom(self._more(chunk=data, chunk_crc32c=crc, compression=compression))
             else:
-                message = ChunkMessage(rest, crc, head=message)
+                message = ChunkMessage(rest, crc, spec=message.spec)
         self._end = self._payload.size_bytes
         silence.waiting()
         response = self._rpc.send(method, message, silence)

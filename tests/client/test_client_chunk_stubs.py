@@ -63,7 +63,7 @@ def test_an_upload_mixes_protobuf_and_chunk_messages(raw):
 def test_a_whole_upload_is_one_message_with_the_spec(raw):
     models, received = raw
     head = model_pb2.UploadModelRequest(spec={"name": "m"})
-    models.whole(ChunkMessage(CHUNK, CRC, head=head), timeout=10)
+    models.whole(ChunkMessage(CHUNK, CRC, spec=head.spec), timeout=10)
     models.whole(head, timeout=10)
     whole = model_pb2.UploadModelRequest(spec=head.spec, chunk=CHUNK, chunk_crc32c=CRC)
     assert received == [whole.SerializeToString(), head.SerializeToString()]

@@ -2,7 +2,7 @@
 
 import google_crc32c
 import pytest
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,3 +67,33 @@ def test_other_messages_are_left_to_protobuf() -> None:
         assert codec.decode(data) is None
     assert not ChunkMessage(chunk, 1).HasField("spec")
     assert ChunkMessage(chunk, 1).HasField("chunk_crc32c")
+
+
+@given(chunk=st.binary(min_size=1, max_size=300), crc=st.integers(1, 2**32 - 1), size=st.integers(0, 300))
+def test_a_first_message_is_decoded_as_by_protobuf(chunk: bytes, crc: int, size: int) -> None:
+    sent = round_pb2.SubmitUpdateRequest(spec=round_pb2.UpdateSpec(sha256="a" * size), chunk=chunk, chunk_crc32c=crc)
+    decode = ChunkCodec(sent.DESCRIPTOR).deserializer(round_pb2.SubmitUpdateRequest.FromString)
+    message = decode(sent.SerializeToString())
+    assert message == ChunkMessage(chunk, crc, 0, sent.spec)
+    assert message.HasField("spec")
+    assert message.HasField("chunk_crc32c")
+
+
+@given(data=st.binary(max_size=40).map(lambda rest: b"\x0a" + rest), chunk=st.binary(max_size=5))
+def test_what_looks_like_a_first_message_is_decoded_as_by_protobuf(data: bytes, chunk: bytes) -> None:
+    data += ChunkCodec(round_pb2.SubmitUpdateRequest.DESCRIPTOR).encode(ChunkMessage(chunk, 1))
+    decode = ChunkCodec(round_pb2.SubmitUpdateRequest.DESCRIPTOR).deserializer(round_pb2.SubmitUpdateRequest.FromString)
+    try:
+        expected = round_pb2.SubmitUpdateRequest.FromString(data)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            decode(data)
+        return
+    message = decode(data)
+    assert (message.spec, message.chunk, message.chunk_crc32c) == (expected.spec, expected.chunk, expected.chunk_crc32c)
+
+
+def test_a_first_message_with_other_fields_is_left_to_protobuf() -> None:
+    sent = training_pb2.CreateTrainingRequest(spec=training_pb2.TrainingSpec(name="a"), chunk=b"chunk", chunk_crc32c=1)
+    decode = ChunkCodec(sent.DESCRIPTOR).deserializer(training_pb2.CreateTrainingRequest.FromString)
+    assert decode(sent.SerializeToString()) == sent

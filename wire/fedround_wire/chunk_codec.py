@@ -1,9 +1,8 @@
 """A codec for messages that carry chunks of files, without protobuf's copies.
 
 protobuf copies a bytes field three times: into the message, into the serialised message, and out of it. Nearly all
-traffic between client and server consists of messages that have a chunk and its CRC-32C and no other field. This module
-encodes and decodes those with one copy each, and encodes a spec before the chunk; every other message is left to
-protobuf.
+traffic between client and server consists of messages that have a chunk and its CRC-32C, and at most a spec. This
+module encodes and decodes those with one copy each; every other message is left to protobuf.
 """
 
 from __future__ import annotations
@@ -14,33 +13,30 @@ from typing import Any, NamedTuple
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 CHUNK_FIELDS = {"chunk", "chunk_crc32c"}
+FIRST_FIELDS = {"spec", "compression", *CHUNK_FIELDS}
+"""The fields of a message that has nothing but a spec next to its chunk."""
 BYTES, FIXED32 = 2, 5
 """Wire types (https://protobuf.dev/programming-guides/encoding/)."""
 
 
 class ChunkMessage(NamedTuple):
-    """A message with a chunk and its CRC-32C. It has the interface of the protobuf message it replaces.
+    """A message with a chunk, its CRC-32C and at most a spec. It has the interface of the protobuf message it replaces.
 
     Attributes:
         chunk: Bytes of the file.
         chunk_crc32c: CRC-32C of the chunk.
         compression: 0: the chunk is not compressed.
-        head: A protobuf message with the spec, in the first message of an upload; None if there is no other field.
+        spec: The spec, in the first message of an upload; None if there is none.
     """
 
     chunk: bytes
     chunk_crc32c: int
     compression: int = 0
-    head: Any = None
-
-    @property
-    def spec(self) -> Any:
-        """The spec of an upload, in its first message."""
-        return self.head.spec
+    spec: Any = None
 
     def HasField(self, field_name: str, /) -> bool:  # noqa: N802 - protobuf's name
         """Returns whether an optional field is set."""
-        return field_name == "chunk_crc32c"
+        return field_name == "chunk_crc32c" or (field_name == "spec" and self.spec is not None)
 
 
 class ChunkCodec:
@@ -51,18 +47,29 @@ class ChunkCodec:
         fields = descriptor.fields_by_name
         self._chunk_tag = _tag(fields["chunk"], BYTES)
         self._crc_tag = _tag(fields["chunk_crc32c"], FIXED32)
+        self._spec_tag = _tag(fields["spec"], BYTES) if set(fields) == FIRST_FIELDS else None
 
     def encode(self, message: ChunkMessage) -> bytes:
-        """Returns the bytes that protobuf would write for the message."""
-        head = b"" if message.head is None else message.head.SerializeToString()
-        crc = message.chunk_crc32c.to_bytes(4, "little")
-        return b"".join((head, self._chunk_tag, _varint(len(message.chunk)), message.chunk, self._crc_tag, crc))
+        """Returns the bytes that protobuf would write for the message.
 
-    def decode(self, data: bytes) -> ChunkMessage | None:
-        """Decodes a message; returns None if it has other fields, so that protobuf has to decode it."""
-        if not data.startswith(self._chunk_tag):
+        Raises:
+            TypeError: It has a spec, and such messages have none.
+        """
+        chunk, crc = message.chunk, message.chunk_crc32c.to_bytes(4, "little")
+        parts = (self._chunk_tag, _varint(len(chunk)), chunk, self._crc_tag, crc)
+        return b"".join(parts if message.spec is None else (self._encode_spec(message.spec), *parts))
+
+    def _encode_spec(self, spec: Any) -> bytes:
+        if self._spec_tag is None:
+            raise TypeError("only the first message of an upload has a spec")
+        data: bytes = spec.SerializeToString()
+        return self._spec_tag + _varint(len(data)) + data
+
+    def decode(self, data: bytes, begin: int = 0) -> ChunkMessage | None:
+        """Decodes a message from where its chunk begins; returns None if protobuf has to decode it."""
+        if not data.startswith(self._chunk_tag, begin):
             return None
-        size, start = _read_varint(data, 1)
+        size, start = _read_varint(data, begin + 1)
         end = start + size
         if start == 0 or len(data) != end + 5 or data[end : end + 1] != self._crc_tag:
             return None
@@ -74,7 +81,22 @@ class ChunkCodec:
 
     def deserializer(self, fallback: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         """Returns a deserializer that decodes chunk messages, and calls the fallback for all others."""
-        return lambda data: self.decode(data) or fallback(data)
+
+        def deserialize(data: bytes) -> Any:
+            begin = self._spec_end(data)
+            message = self.decode(data, begin)
+            if message is None:
+                return fallback(data)
+            return message._replace(spec=fallback(data[:begin]).spec) if begin else message
+
+        return deserialize
+
+    def _spec_end(self, data: bytes) -> int:
+        """Returns where the spec that a message begins with ends; 0 if it begins with none."""
+        if self._spec_tag is None or not data.startswith(self._spec_tag):
+            return 0
+        size, start = _read_varint(data, 1)
+        return start and start + size
 
 
 def upload_codec(method: MethodDescriptor) -> ChunkCodec | None:

@@ -16,19 +16,19 @@ UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 def bind(message: Any, traces: Traces) -> None:
     """Binds training_id, round and model_id of a request, or of its spec, where it has them."""
+    # Chunks of the codec have no descriptor, and at most a spec.
+    spec = getattr(message, "spec", None)
+    message = message if spec is None else spec
     descriptor = getattr(message, "DESCRIPTOR", None)
     if descriptor is None:
         return
-    names, has_spec = _fields(descriptor)
-    if has_spec:
-        message = message.spec
     bound: dict[str, str | int] = {}
-    for name in names:
+    for name in _fields(descriptor):
         value = getattr(message, name)
         if name in IDS:
             if UUID.fullmatch(value):
                 bound[name] = value.lower()
-        elif value or not message.DESCRIPTOR.fields_by_name[name].has_presence or message.HasField(name):
+        elif value or not descriptor.fields_by_name[name].has_presence or message.HasField(name):
             bound[name] = value
     if bound:
         structlog.contextvars.bind_contextvars(**bound)
@@ -38,11 +38,9 @@ def bind(message: Any, traces: Traces) -> None:
 
 
 @cache
-def _fields(descriptor: Descriptor) -> tuple[tuple[str, ...], bool]:
-    """Returns which of the fields a message has, and whether they are those of its spec."""
-    spec = descriptor.fields_by_name.get("spec")
-    of_spec = None if spec is None else spec.message_type
-    fields = (of_spec or descriptor).fields_by_name
+def _fields(descriptor: Descriptor) -> tuple[str, ...]:
+    """Returns which of the fields a message has."""
+    fields = descriptor.fields_by_name
     named = tuple(name for name in IDS if name in fields)
     # Of a round there is no knowing without its training.
-    return (*named, "round") if "training_id" in named and "round" in fields else named, of_spec is not None
+    return (*named, "round") if "training_id" in named and "round" in fields else named
