@@ -91,7 +91,7 @@ def put(blobs: Blobs, data: bytes, ref: UploadRef | StagedRef = ONE) -> BlobRef:
 
 def small(data: bytes) -> SmallFile:
     """A small file that came in whole."""
-    return SmallFile(BlobRef(hashlib.sha256(data).hexdigest(), len(data)), data)
+    return SmallFile(BlobRef(hashlib.sha256(data).hexdigest(), len(data)), [data])
 
 
 def put_small(blobs: Blobs, data: bytes) -> BlobRef:

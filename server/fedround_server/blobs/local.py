@@ -253,7 +253,7 @@ class LocalBlobs:
         blob = file.blob
         folder = f"{self.files.objects}/{blob.sha256[:2]}"
         try:
-            _write(staged, file.data, is_synced=not is_held)
+            _write(staged, file.pieces, is_synced=not is_held)
             if is_held:
                 if folder not in self._folders:
                     make_private(Path(folder))
@@ -274,7 +274,7 @@ class LocalBlobs:
         target = self.files.local_path(file.blob)
         self._make_durable(target.parent)
         with self.files.stage() as (_, path):
-            _write(path, file.data, is_synced=True)
+            _write(path, file.pieces, is_synced=True)
             with self._lock:
                 if even_if_missing or target.exists():
                     path.replace(target)
@@ -352,11 +352,12 @@ def _file_size(path: Path | str) -> int:
     return 0
 
 
-def _write(path: Path | str, data: bytes, *, is_synced: bool) -> None:
+def _write(path: Path | str, pieces: Sequence[bytes], *, is_synced: bool) -> None:
     """Writes a new file, which is read-only then."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, BLOB_MODE)
     try:
-        write_all(descriptor, data)
+        for piece in pieces:
+            write_all(descriptor, piece)
         if is_synced:
             sync_file(descriptor)
     finally:

@@ -1,5 +1,6 @@
 """References to files: plain data that means the same in every process."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -35,7 +36,17 @@ class StagedBlob:
 
 @dataclass(frozen=True, slots=True)
 class SmallFile:
-    """A complete file in memory, of at most 1 MiB, and the blob that it is to become."""
+    """A complete file in memory, of at most 1 MiB, and the blob that it is to become.
+
+    Attributes:
+        blob: The blob.
+        pieces: The bytes, as they came: to join them takes as long as to write them.
+    """
 
     blob: BlobRef
-    data: bytes
+    pieces: Sequence[bytes]
+
+    @property
+    def data(self) -> bytes:
+        """All bytes."""
+        return b"".join(self.pieces)

@@ -28,14 +28,14 @@ MAX_BUFFERS = 512
 
 def group_bytes(files: Sequence[SmallFile]) -> int:
     """Returns how many bytes a group of entries has."""
-    return -(-sum(HEADER.size + len(file.data) for file in files) // BLOCK_BYTES) * BLOCK_BYTES
+    return -(-sum(HEADER.size + file.blob.size_bytes for file in files) // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def _encode(files: Sequence[SmallFile]) -> list[bytes]:
     """Returns the bytes of a group of entries, in pieces."""
     pieces: list[bytes] = []
     for file in files:
-        pieces += (HEADER.pack(MAGIC, len(file.data), bytes.fromhex(file.blob.sha256)), file.data)
+        pieces += (HEADER.pack(MAGIC, file.blob.size_bytes, bytes.fromhex(file.blob.sha256)), *file.pieces)
     return [*pieces, bytes(-sum(map(len, pieces)) % BLOCK_BYTES)]
 
 
@@ -154,7 +154,7 @@ def _read_entry(file: BinaryIO) -> SmallFile | None:
         if magic == MAGIC and size <= os.fstat(file.fileno()).st_size - file.tell():
             data = file.read(size)
             if hashlib.sha256(data).digest() == digest:
-                return SmallFile(BlobRef(digest.hex(), size), data)
+                return SmallFile(BlobRef(digest.hex(), size), [data])
     file.seek(start)
     return None
 

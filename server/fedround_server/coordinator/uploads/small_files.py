@@ -60,7 +60,8 @@ def _check(file: Arrived) -> SmallFile | Exception:
     try:
         for data, crc32c in file.chunks:
             digest.update(data, crc32c)
-        file.body.check_complete(digest.blob)
+        blob = digest.blob
+        file.body.check_complete(blob)
         reached("upload.complete")
         for data, _ in file.chunks:
             numbers.feed(data)
@@ -68,4 +69,4 @@ def _check(file: Arrived) -> SmallFile | Exception:
         file.check_numbers(numbers.found)
     except Exception as error:
         return error
-    return SmallFile(digest.blob, b"".join(chunk.data for chunk in file.chunks))
+    return SmallFile(blob, [chunk.data for chunk in file.chunks])
