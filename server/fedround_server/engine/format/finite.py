@@ -7,9 +7,12 @@ type, and numpy computes them at the speed of the memory.
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from threading import Lock
+
+from cachetools import LRUCache, cached
 
 from fedround_server.domain.model import Dtype, Manifest
 from fedround_server.domain.transport import INT8_LIMIT, SCALES
@@ -18,6 +21,8 @@ from fedround_server.engine.jobs import CheckResult
 
 NEGATIVE_SCALE = "tensor {!r} has a negative scale; scales are >= 0"
 OUT_OF_RANGE = "tensor {!r} has the value -128; int8 differences are -127 to 127"
+CACHED_TENSORS = 40_000
+"""How many tensors the sections that are cached name together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ class NumberCheck:
         if self._sections is None:
             if (layout := self._layout()) is None:
                 return
-            self._sections = _divide(layout, self._scaled(layout.manifest))
+            self._sections = deque(_divide(layout, frozenset(self._scaled(layout.manifest))))
         while self._sections and self._sections[0].begins[0] < self._position:
             section = self._sections[0]
             begin, end = max(section.begins[0], start), min(section.end, self._position)
@@ -163,14 +168,19 @@ def find_not_finite(layout: Layout, data: bytes) -> str | None:
     return numbers.found.not_finite
 
 
-def _divide(layout: Layout, scaled: Collection[str]) -> deque[_Section]:
-    """Returns what is to be checked of a file, in its order."""
+def _count_tensors(sections: Sequence[_Section]) -> int:
+    return 1 + sum(len(section.names) for section in sections)
+
+
+@cached(LRUCache(CACHED_TENSORS, getsizeof=_count_tensors), lock=Lock())
+def _divide(layout: Layout, scaled: frozenset[str]) -> Sequence[_Section]:
+    """Returns what is to be checked of a file, in its order. Equal headers have the same layout, while it is cached."""
     rules: dict[str, _Rule] = {}
     for name in scaled:
         rules[name] = _Rule(1, None, "i1", -INT8_LIMIT, OUT_OF_RANGE.format(name))
         scales = name + SCALES
         rules[scales] = _Rule(F32.size, F32.infinity, "<f4", 0, NEGATIVE_SCALE.format(scales))
-    sections: deque[_Section] = deque()
+    sections: list[_Section] = []
     for name, begin in sorted(layout.offsets.items(), key=itemgetter(1)):
         spec = layout.manifest[name]
         rule = rules.get(name) or FINITE.get(spec.dtype)

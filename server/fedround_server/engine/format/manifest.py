@@ -27,9 +27,9 @@ CACHED_BYTES = 2 << 20
 NAME = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """A checked header.
+    """A checked header. Two of them are equal if they are the same object, so that they can be keys.
 
     Attributes:
         manifest: Type and shape of each tensor.
