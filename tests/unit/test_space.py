@@ -116,11 +116,20 @@ def test_what_is_still_to_come_is_not_free(space: Space, disk: Disk, tmp_path: P
             second.cover(MIB + 1)
         second.cover(MIB)
         # What has arrived is not to come any more, and it is not free either.
-        with LocalWriter(StagedRef("file"), tmp_path / "file") as first.writer:
-            first.writer.write(bytes(3 * MIB))
+        with LocalWriter(StagedRef("file"), tmp_path / "file") as writer:
+            first.write_with(writer)
+            writer.write(bytes(3 * MIB))
         disk.free = 9 * MIB
         with pytest.raises(DiskFull):
             second.cover(MIB + 1)
+        disk.free = 10 * MIB
+        second.cover(2 * MIB)
+    # Nothing is left of uploads that have ended, wherever their bytes were.
+    with reserve(space, "one", "c") as third:
+        with pytest.raises(DiskFull):
+            third.cover(2 * MIB + 1)
+        third.cover(2 * MIB)
+    disk.free = 9 * MIB
     with reserve(space, "one", "b", offset=5 * MIB) as resumed:
         resumed.cover(6 * MIB)
 

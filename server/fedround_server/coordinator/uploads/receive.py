@@ -232,7 +232,7 @@ class Uploads:
         body = self._body(upload)
         with self._blobs.writer(upload.ref, incoming.offset) as writer:
             reached("upload.opened")
-            space.writer = writer
+            space.write_with(writer)
             # A size that is not declared is known with the header.
             space.cover(incoming.size_bytes or 1)
             try:

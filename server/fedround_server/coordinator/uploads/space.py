@@ -26,13 +26,13 @@ class SpaceReservation:
         self.ref = ref
         self.is_update = is_update
         self.size = 0
-        self.writer: BlobWriter | None = None
+        self._writer: BlobWriter | None = None
         self._written_before = written
 
     @property
     def written(self) -> int:
         """Bytes of the file that are on the disk."""
-        return self._written_before if self.writer is None else max(self._written_before, self.writer.size_bytes)
+        return self._written_before if self._writer is None else max(self._written_before, self._writer.size_bytes)
 
     @property
     def to_come(self) -> int:
@@ -49,7 +49,11 @@ class SpaceReservation:
         """
         if size > self.size:
             self._space.extend(self, size)
-            self.size = size
+
+    def write_with(self, writer: BlobWriter) -> None:
+        """Counts what a writer writes: less is to come then."""
+        self._space.start_writing(self)
+        self._writer = writer
 
 
 class Space:
@@ -59,15 +63,15 @@ class Space:
         """Begins with none; `recover` finds those of an earlier process."""
         self._limits = limits
         self._blobs = blobs
-        self._reservations: set[SpaceReservation] = set()
+        # Of all reservations, and of those that nothing is written for: a sum over them would take as long as there are
+        # uploads, for each upload.
+        self._reserved = self._in_memory = 0
+        self._writing: set[SpaceReservation] = set()
         self._unfinished: dict[str, dict[UploadRef | StagedRef, int]] = {}
         self._bytes: Counter[str] = Counter()
-        self._is_low = False
-
-    @property
-    def unfinished_bytes(self) -> int:
+        self.unfinished_bytes = 0
         """The size of all unfinished uploads, in bytes, as the limits count it."""
-        return self._bytes.total()
+        self._is_low = False
 
     def recover(self) -> None:
         """Counts the resumable uploads that an earlier process left, and looks how much of the disk is free."""
@@ -93,11 +97,11 @@ class Space:
         Updates may use the last of the room: running rounds wait for them.
         """
         reservation = SpaceReservation(self, user_id, ref, offset, is_update=is_update)
-        self._reservations.add(reservation)
         try:
             yield reservation
         finally:
-            self._reservations.remove(reservation)
+            self._resize(reservation, 0)
+            self._writing.discard(reservation)
             self._count(user_id, ref, self._blobs.upload_size(ref) if isinstance(ref, UploadRef) else 0)
 
     def extend(self, reservation: SpaceReservation, size: int) -> None:
@@ -113,14 +117,20 @@ class Space:
                 " are removed after a day",
                 limit="max_unfinished_bytes_per_user",
             )
-        if self._bytes.total() + more > limits.max_unfinished_bytes:
+        if self.unfinished_bytes + more > limits.max_unfinished_bytes:
             raise TooManyUploads(
-                f"all unfinished uploads would have {self._bytes.total() + more} bytes, the server takes"
+                f"all unfinished uploads would have {self.unfinished_bytes + more} bytes, the server takes"
                 f" {limits.max_unfinished_bytes}: try again later",
                 limit="max_unfinished_bytes",
             )
         self._check_disk(size, size - reservation.written, reservation.is_update, reservation)
+        self._resize(reservation, size)
         self._count(user_id, ref, counted)
+
+    def start_writing(self, reservation: SpaceReservation) -> None:
+        """Counts what is written for a reservation from now on."""
+        self._in_memory -= reservation.to_come
+        self._writing.add(reservation)
 
     def check_new(self) -> None:
         """Checks that there is room for something new that comes without a file.
@@ -132,16 +142,16 @@ class Space:
         self._check_disk(0, 0, is_update=False)
 
     def _check_disk(self, size: int, to_come: int, is_update: bool, own: SpaceReservation | None = None) -> None:
-        others = [other for other in self._reservations if other is not own]
         limits = self._limits
-        stored = self._blobs.stored_bytes + size + sum(other.size for other in others)
+        stored = self._blobs.stored_bytes + size + self._reserved - (own.size if own else 0)
         if not is_update and stored > limits.max_stored_bytes:
             raise Quota(
                 f"the server would have files of {stored} bytes, it takes {limits.max_stored_bytes}: remove some first,"
                 " or ask the operator for more",
                 limit="max_stored_bytes",
             )
-        free = self._blobs.free_bytes() - sum(other.to_come for other in others)
+        to_come_of_others = self._in_memory + sum(one.to_come for one in self._writing) - (own.to_come if own else 0)
+        free = self._blobs.free_bytes() - to_come_of_others
         # Updates may use half of what must stay free otherwise; the rest is for aggregation and the database.
         self._warn_if_low(free, to_come)
         if free - to_come < limits.min_free_bytes // (2 if is_update else 1):
@@ -161,12 +171,21 @@ class Space:
                 self._limits.min_free_bytes,
             )
 
+    def _resize(self, reservation: SpaceReservation, size: int) -> None:
+        before = reservation.to_come
+        self._reserved += size - reservation.size
+        reservation.size = size
+        if reservation not in self._writing:
+            self._in_memory += reservation.to_come - before
+
     def _count(self, user_id: str, ref: UploadRef | StagedRef, size: int) -> None:
         """Counts an upload with so many bytes; 0 stops counting it."""
         of_user = self._unfinished.setdefault(user_id, {})
         before = of_user.pop(ref, 0)
         if size:
             of_user[ref] = max(size, MIN_COUNTED_BYTES)
-        self._bytes[user_id] += of_user.get(ref, 0) - before
+        change = of_user.get(ref, 0) - before
+        self._bytes[user_id] += change
+        self.unfinished_bytes += change
         if not of_user:
             del self._unfinished[user_id], self._bytes[user_id]
