@@ -40,13 +40,11 @@ class HeadersInterceptor(WrappingInterceptor):
         """Returns the handler of a call, as one of a stream if the caller is unknown."""
         self._connections.take_call()
         handler = await continuation(handler_call_details)
-        if self._is_known(handler_call_details.invocation_metadata):
-            return handler
-        method = str(handler_call_details.method)
+        method, metadata = str(handler_call_details.method), handler_call_details.invocation_metadata
         needs_token = method not in METHODS or METHODS[method].roles is not None
-        if self._connections.is_flooded and needs_token and not has_token(handler_call_details.invocation_metadata):
+        if self._connections.is_flooded and needs_token and not has_token(metadata):
             return self._reject
-        if handler is None or handler.request_streaming:
+        if handler is None or handler.request_streaming or self._is_known(metadata):
             return handler
         return self.wrapped(method, handler)
 
