@@ -100,7 +100,7 @@ class Submissions:
             return await self._accept_update(replace(new, blob=received.blob)), True
 
         update = await self._uploads.receive(
-            replace(incoming, round=admission.round),
+            incoming if incoming.round == admission.round else replace(incoming, round=admission.round),
             terms.check,
             accept,
             admission.bound,

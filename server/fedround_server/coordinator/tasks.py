@@ -22,25 +22,27 @@ class Tasks:
         A commit without what follows it (waking subscribers, aggregating the round that it closed) would wait for a
         restart.
         """
-        return await asyncio.shield(self._start(work))
+        task = asyncio.create_task(work)
+        self._shielded.add(task)
+        task.add_done_callback(self._shielded.discard)
+        return await asyncio.shield(task)
 
     async def run_to_end(self, work: Coroutine[Any, Any, R]) -> R:
         """Runs work that must not stop half way, and that uses resources of its caller.
 
         If the caller is cancelled, it returns only after the work has ended.
         """
-        return await _end(self._start(work))
+        task = asyncio.create_task(work)
+        self._shielded.add(task)
+        try:
+            return await _end(task)
+        finally:
+            self._shielded.discard(task)
 
     async def drain(self) -> None:
         """Waits for the end of the shielded work under way."""
         if self._shielded:
             await asyncio.wait(self._shielded)
-
-    def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
-        task = asyncio.create_task(work)
-        self._shielded.add(task)
-        task.add_done_callback(self._shielded.discard)
-        return task
 
 
 async def await_even_if_cancelled(work: Coroutine[Any, Any, R]) -> R:
@@ -62,8 +64,11 @@ async def _end(work: asyncio.Future[R]) -> R:
     """Waits for the end of work even if the caller is cancelled, and raises its cancellation only then."""
     cancelled = None
     while not work.done():
+        # Not the work itself, which would be cancelled with the caller.
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        work.add_done_callback(partial(_wake, ended))
         try:
-            await asyncio.wait([work])
+            await ended
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is None:
@@ -71,3 +76,8 @@ async def _end(work: asyncio.Future[R]) -> R:
     if not work.cancelled() and (failure := work.exception()) is not None:
         raise cancelled from failure
     raise cancelled
+
+
+def _wake(waiting: asyncio.Future[None], _work: asyncio.Future[Any]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)

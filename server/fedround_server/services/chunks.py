@@ -106,9 +106,18 @@ async def send_file(
 
 
 def incoming(
-    stream: ChunkStream[M], prefix: str, sha256: str, size_bytes: int, upload_id: str, offset: int
+    stream: ChunkStream[M],
+    prefix: str,
+    sha256: str,
+    size_bytes: int,
+    upload_id: str,
+    offset: int,
+    training_id: str | None = None,
+    number: int = 0,
 ) -> Incoming:
     """Returns an upload as its fields, whose names begin with a prefix, declare it; "" and 0 declare nothing.
+
+    An update is for a training and for the round of a number.
 
     Raises:
         FieldInvalid: A field is malformed, or a resumable upload declares too little.
@@ -119,7 +128,8 @@ def incoming(
         raise FieldInvalid("upload_id", f"requires {prefix}sha256 and {prefix}size_bytes: set them too")
     if offset and (resumable is None or offset > size_bytes):
         raise FieldInvalid("offset", "requires upload_id, and must not be behind the end of the file")
-    return Incoming(caller().user_id, stream.chunks(offset), digest, size_bytes or None, resumable, offset)
+    chunks = stream.chunks(offset)
+    return Incoming(caller().user_id, chunks, digest, size_bytes or None, resumable, offset, training_id, number)
 
 
 async def _take(message: Message, offset: int) -> Chunk:

@@ -6,7 +6,6 @@ error names the field and says what would be valid.
 
 import math
 import re
-import uuid
 from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
 
@@ -27,7 +26,7 @@ MAX_LIST_METRIC = 1000
 MAX_KEPT_BYTES = 64 << 10
 """Bytes of a submission's text metrics in UTF-8, and of its lists with 8 bytes a number."""
 MAX_METRIC_NAME = 100
-UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,49}")
 TOKEN_ID = re.compile(rf"[0-9a-fA-F]{{{ID_DIGITS}}}")
@@ -50,7 +49,7 @@ def parse_id(field: str, value: str) -> str:
         raise FieldInvalid(field, "is required: a UUID like 123e4567-e89b-12d3-a456-426614174000")
     if not UUID.fullmatch(value):
         raise FieldInvalid(field, f"{value[:80]!r} is not a UUID like 123e4567-e89b-12d3-a456-426614174000")
-    return str(uuid.UUID(value))
+    return value.lower()
 
 
 def parse_optional_id(field: str, value: str) -> str | None:

@@ -1,7 +1,6 @@
 """RoundService."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 from fedround.v1 import event_pb2, round_pb2, round_pb2_grpc
 from fedround_server.coordinator import Coordinator
@@ -71,7 +70,9 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         spec = (await stream.first()).spec
         training_id = fields.parse_id("spec.training_id", spec.training_id)
         async with self._coordinator.rejected_updates.counted(training_id, spec.round, caller().user_id):
-            file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
+            file = incoming(
+                stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset, training_id, spec.round
+            )
             if file.sha256 is None:
                 raise FieldInvalid("spec.sha256", "is required: the SHA-256 of the file, in hex")
             if file.size_bytes is None:
@@ -81,7 +82,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
                 spec.round,
                 fields.parse_num_examples(spec.num_examples),
                 fields.parse_metrics(spec),
-                replace(file, training_id=training_id, round=spec.round),
+                file,
                 local_steps=spec.local_steps or None,
                 initial_loss=spec.initial_loss if spec.HasField("initial_loss") else None,
                 base_version=spec.base_version if spec.HasField("base_version") else None,

@@ -1,44 +1,65 @@
 """At most one attempt at each upload."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from types import TracebackType
 
 from fedround_server.blobs import StagedRef, UploadRef
 from fedround_server.domain.errors import FedroundError, UploadSuperseded
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """An attempt in progress.
+class Attempt:
+    """An attempt at an upload, which lasts as long as its `async with` block."""
 
-    Attributes:
-        user_id: The user that uploads.
-        scope: Interrupts the attempt, wherever it waits.
-        gone: Set when nothing of the attempt is in progress any more.
-        error: The error that it was interrupted with.
-    """
+    __slots__ = ("_error", "_gone", "_ref", "_running", "_scope", "user_id")
 
-    user_id: str
-    scope: asyncio.Timeout
-    gone: asyncio.Event
-    error: FedroundError | None = None
+    def __init__(
+        self, running: "dict[UploadRef | StagedRef, Attempt]", user_id: str, ref: UploadRef | StagedRef
+    ) -> None:
+        """Makes it one of those that are running when it begins."""
+        self.user_id = user_id
+        self._running = running
+        self._ref = ref
+        # Interrupts the attempt, wherever it waits.
+        self._scope = asyncio.timeout(None)
+        # Set when nothing of the attempt is in progress any more.
+        self._gone = asyncio.Event()
+        # What it was interrupted with.
+        self._error: FedroundError | None = None
+
+    async def __aenter__(self) -> None:
+        ref = self._ref
+        while (older := self._running.get(ref)) is not None:
+            await older.interrupt(UploadSuperseded(ref.upload_id if isinstance(ref, UploadRef) else ref.name))
+        self._running[ref] = self
+        await self._scope.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._scope.__aexit__(kind, error, trace)
+        except TimeoutError as expired:
+            error = expired
+        finally:
+            del self._running[self._ref]
+            self._gone.set()
+        if isinstance(error, TimeoutError) and self._error is not None:
+            raise self._error from None
 
     async def interrupt(self, error: FedroundError) -> None:
         """Makes the attempt fail, and waits until it is gone."""
         # It may have ended while the caller waited for another one.
-        if not self.gone.is_set() and not self.scope.expired():
-            self.error = error
-            self.scope.reschedule(asyncio.get_running_loop().time())
-        await self.gone.wait()
+        if not self._gone.is_set() and not self._scope.expired():
+            self._error = error
+            self._scope.reschedule(asyncio.get_running_loop().time())
+        await self._gone.wait()
 
 
 class Attempts:
     """The attempts in progress."""
 
     def __init__(self) -> None:
-        self._running: dict[UploadRef | StagedRef, _Attempt] = {}
+        self._running: dict[UploadRef | StagedRef, Attempt] = {}
 
     def __contains__(self, ref: UploadRef) -> bool:
         """Returns whether an attempt at an upload is in progress."""
@@ -53,25 +74,13 @@ class Attempts:
         for attempt in [attempt for attempt in self._running.values() if attempt.user_id == user_id]:
             await attempt.interrupt(error)
 
-    @asynccontextmanager
-    async def begin(self, user_id: str, ref: UploadRef | StagedRef) -> AsyncIterator[None]:
-        """Makes the block the only attempt at an upload. An older one, whose connection is lost, is interrupted.
+    def begin(self, user_id: str, ref: UploadRef | StagedRef) -> Attempt:
+        """Returns a context whose block is the only attempt at an upload.
+
+        An older one, whose connection is lost, is interrupted.
 
         Raises:
             UploadSuperseded: A newer attempt interrupted the block.
             TokenInvalid: The user was removed during the block.
         """
-        while (older := self._running.get(ref)) is not None:
-            await older.interrupt(UploadSuperseded(ref.upload_id if isinstance(ref, UploadRef) else ref.name))
-        gone = asyncio.Event()
-        try:
-            async with asyncio.timeout(None) as scope:
-                self._running[ref] = attempt = _Attempt(user_id, scope, gone)
-                yield
-        except TimeoutError:
-            if attempt.error is None:
-                raise
-            raise attempt.error from None
-        finally:
-            del self._running[ref]
-            gone.set()
+        return Attempt(self._running, user_id, ref)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from fedround_server.blobs import Blobs, StagedRef, UploadRef
@@ -16,7 +16,7 @@ class Arriving(Protocol):
         """How much of it has arrived."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Progress:
     """The latest attempt at a participant's update; without a file once it is over."""
 
@@ -57,6 +57,5 @@ class UpdateProgress:
         try:
             yield
         finally:
-            # Otherwise a later attempt, for this round or the next, shows its own.
-            if self._latest.get(key) is own:
-                self._latest[key] = replace(own, arriving=None)
+            # A later attempt, for this round or the next, may have replaced it.
+            own.arriving = None

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Generic, TypeVar
 
 from fedround_server.blobs import BlobDamaged, BlobWriter, StagedBlob, StagedRef, UploadRef
@@ -113,6 +114,7 @@ class Uploads:
         self._context = context
         self._blobs = context.blobs
         self._attempts = Attempts()
+        self._numbers = count()
         self._small = SmallFiles(context.blobs)
         self.space = Space(context.limits, context.blobs)
         self.progress = UpdateProgress(context.blobs)
@@ -183,7 +185,7 @@ class Uploads:
             FedroundError: `check` or `accept` raised it.
         """
         user_id, upload_id = incoming.user_id, incoming.upload_id
-        ref = StagedRef(self._context.new_id()) if upload_id is None else UploadRef(user_id, upload_id)
+        ref = StagedRef(f"upload-{next(self._numbers)}") if upload_id is None else UploadRef(user_id, upload_id)
         upload = _Upload(incoming, ref, check, accept, bound, model, allow_non_finite, expected)
         async with self._attempts.begin(user_id, ref):
             is_update = incoming.training_id is not None
