@@ -21,7 +21,8 @@ from fedround_server.failpoints import reached
 from fedround_server.host.sync import is_sync_needed, sync_file_system, sync_folder
 
 log = logging.getLogger(__name__)
-SEGMENT_BYTES = 64 << 20
+SEGMENT_BYTES = 32 << 20
+"""The first pass over new blocks takes several times as long as later ones, mostly for memory of the page cache."""
 MAX_SEGMENTS = 2
 MIN_FREE_BYTES = 256 << 20
 """How much of the disk must be free for the journal to grow, and for segments to be kept that are not needed."""
