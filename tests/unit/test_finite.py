@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedround_server.domain.model import Dtype
 from fedround_server.engine.format.dtypes import TORCH_DTYPES
-from fedround_server.engine.format.finite import NEGATIVE_SCALE, OUT_OF_RANGE, NumberCheck, find_not_finite
+from fedround_server.engine.format.finite import NEGATIVE_SCALE, OUT_OF_RANGE, NumberCheck, _divide, find_not_finite
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import PREFIX, parse_header
 from fedround_server.engine.jobs import CheckResult
@@ -68,6 +68,14 @@ def test_the_first_tensor_with_nan_or_inf_is_named(dtype: Dtype, value: str, tmp
 def test_integers_are_not_looked_at(tmp_path: Path) -> None:
     content = np.full(4, -1, np.int64).tobytes()
     assert found(file_of(Dtype.I64, content), tmp_path) is None
+
+
+def test_what_is_kept_of_files_counts_all_their_tensors() -> None:
+    integers = file_of(Dtype.I64, *[bytes(8)] * 1000)
+    _divide.cache_clear()
+    layout = parse_header(integers[PREFIX : PREFIX + int.from_bytes(integers[:PREFIX], "little")])
+    assert find_not_finite(layout, integers) is None
+    assert _divide.cache.currsize >= 1000
 
 
 @st.composite

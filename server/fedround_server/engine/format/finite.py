@@ -22,7 +22,7 @@ from fedround_server.engine.jobs import CheckResult
 NEGATIVE_SCALE = "tensor {!r} has a negative scale; scales are >= 0"
 OUT_OF_RANGE = "tensor {!r} has the value -128; int8 differences are -127 to 127"
 CACHED_TENSORS = 40_000
-"""How many tensors the sections that are cached name together."""
+"""How many tensors the files have together whose sections are cached; their layouts are kept, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,8 @@ class NumberCheck:
         if self._sections is None:
             if (layout := self._layout()) is None:
                 return
-            self._sections = deque(_divide(layout, frozenset(self._scaled(layout.manifest))))
+            _, sections = _divide(layout, frozenset(self._scaled(layout.manifest)))
+            self._sections = deque(sections)
         while self._sections and self._sections[0].begins[0] < self._position:
             section = self._sections[0]
             begin, end = max(section.begins[0], start), min(section.end, self._position)
@@ -168,13 +169,12 @@ def find_not_finite(layout: Layout, data: bytes) -> str | None:
     return numbers.found.not_finite
 
 
-def _count_tensors(sections: Sequence[_Section]) -> int:
-    return 1 + sum(len(section.names) for section in sections)
+@cached(LRUCache(CACHED_TENSORS, getsizeof=itemgetter(0)), lock=Lock())
+def _divide(layout: Layout, scaled: frozenset[str]) -> tuple[int, Sequence[_Section]]:
+    """Returns how many tensors a file has, at least 1, and what is to be checked of them, in its order.
 
-
-@cached(LRUCache(CACHED_TENSORS, getsizeof=_count_tensors), lock=Lock())
-def _divide(layout: Layout, scaled: frozenset[str]) -> Sequence[_Section]:
-    """Returns what is to be checked of a file, in its order. Equal headers have the same layout, while it is cached."""
+    Equal headers have the same layout, while it is cached.
+    """
     rules: dict[str, _Rule] = {}
     for name in scaled:
         rules[name] = _Rule(1, None, "i1", -INT8_LIMIT, OUT_OF_RANGE.format(name))
@@ -193,4 +193,4 @@ def _divide(layout: Layout, scaled: frozenset[str]) -> Sequence[_Section]:
             sections[-1].end += size
         else:
             sections.append(_Section(rule, [name], [begin], begin + size))
-    return sections
+    return max(len(layout.manifest), 1), sections
