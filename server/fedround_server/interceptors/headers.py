@@ -27,7 +27,8 @@ class HeadersInterceptor(WrappingInterceptor):
         """Makes the interceptor.
 
         Args:
-            is_known: Returns whether metadata have a token that was valid a short time ago.
+            is_known: Returns whether metadata have a token that was valid a short time ago; always true if callers
+                without a token have a certificate.
             connections: Says whether the server is flooded: calls that lack a token are rejected at once then.
         """
         self._is_known = is_known
@@ -42,7 +43,7 @@ class HeadersInterceptor(WrappingInterceptor):
         handler = await continuation(handler_call_details)
         method, metadata = str(handler_call_details.method), handler_call_details.invocation_metadata
         needs_token = method not in METHODS or METHODS[method].roles is not None
-        if self._connections.is_flooded and needs_token and not has_token(metadata):
+        if self._connections.is_flooded and needs_token and not has_token(metadata) and not self._is_known(metadata):
             return self._reject
         if handler is None or handler.request_streaming or self._is_known(metadata):
             return handler
