@@ -380,6 +380,31 @@ async def test_without_a_commit_none_is_accepted_and_none_runs_again(
     assert (await store.trainings.get(training.training_id, actor)).updates_arrived == 0
 
 
+async def test_a_database_that_is_gone_is_not_asked_for_each_of_them(
+    world: World, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, users, training = await world.running(CLIENTS)
+    asked: list[None] = []
+
+    @contextmanager
+    def fails(_: Transactions) -> Iterator[None]:
+        asked.append(None)
+        raise peewee.OperationalError("connection timeout expired")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transactions, "begin", fails)
+        with halted(store) as go_on:
+            calls = [submit(world, training, users, Submit(number)) for number in range(CLIENTS)]
+            await asyncio.sleep(0)
+            go_on.set()
+            outcomes = await asyncio.gather(*map(attempt, calls))
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * CLIENTS
+    # Each attempt may take as long as a connection may.
+    assert len(asked) <= 2
+    assert (await store.trainings.get(training.training_id, actor)).updates_arrived == 0
+
+
 async def test_many_at_once_are_accepted_in_one_order(world: World, store: Store) -> None:
     actor, users, training = await world.running(40)
     outcomes = await asyncio.gather(*(submit(world, training, users, Submit(number)) for number in range(40)))

@@ -15,6 +15,7 @@ from typing import Any
 import peewee
 
 from fedround_server.domain.audit import AuditRecord
+from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import collecting, write
 from fedround_server.store.db.connection import Connections, unavailable
@@ -91,7 +92,8 @@ class Transactions:
         makes SQLite end the transaction itself. Nothing was changed then, and each call runs again by itself.
 
         Calls of a joined verb that follow each other have one savepoint, on PostgreSQL one transaction, as far as they
-        can be run together. If that fails, nothing was changed, and each runs again by itself.
+        can be run together. If that fails, nothing was changed, and each runs again by itself, as long as the database
+        answers.
 
         Returns:
             The outcomes, in the order of the calls; all that changed something are committed.
@@ -175,11 +177,22 @@ def _in_order(calls: Sequence[Call], run: Callable[[Sequence[Call]], Sequence[Ou
             outcomes = run(left)
             if not outcomes:
                 # What keeps the first one from it often holds for the others, too: the round is closed, for example.
-                outcomes = [run([call])[0] for call in left]
+                outcomes = _one_by_one(left, run)
             elif len(outcomes) < len(left):
                 outcomes = [*outcomes, *run([left[len(outcomes)]])]
             yield from outcomes
             left = left[len(outcomes) :]
+
+
+def _one_by_one(calls: Sequence[Call], run: Callable[[Sequence[Call]], Sequence[Outcome]]) -> list[Outcome]:
+    """Returns the outcomes of calls that are each run by itself, until the database does not answer one."""
+    outcomes: list[Outcome] = []
+    for call in calls:
+        outcomes += run([call])
+        if isinstance(outcomes[-1].error, StoreUnavailable):
+            # The others would wait for a connection one after the other, and all callers for the last one.
+            break
+    return outcomes + outcomes[-1:] * (len(calls) - len(outcomes))
 
 
 def _run_alone(call: Call) -> Sequence[Change]:
