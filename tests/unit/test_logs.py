@@ -69,7 +69,7 @@ def test_lines_of_ours_and_of_libraries_are_alike(capsys: pytest.CaptureFixture[
         {"event": "failed", "stack": "a stack", "exception": "a traceback"},
     ],
 )
-def test_plain_lines_are_those_of_the_renderer_with_colors(fields: dict[str, Any]) -> None:
+def test_plain_lines_are_those_of_structlog(fields: dict[str, Any]) -> None:
     renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     line = {"timestamp": "2026-11-30T15:54:05.999387Z", "level": "info", "logger": "test", **fields}
     assert logs.PlainRenderer(renderer)(None, "info", dict(line)) == renderer(None, "info", dict(line))
