@@ -166,11 +166,11 @@ class _Sender(Generic[Request, Response]):
             else:
                 message = ChunkMessage(rest, crc, spec=message.spec)
         self._end = self._payload.size_bytes
-        silence.waiting()
-        response = self._rpc.send(method, message, silence)
         if self._progress is not None:
+            # Before the server can accept the file: if this raises, the caller is told that it did not.
             self._progress(self._end, self._end)
-        return response
+        silence.waiting()
+        return self._rpc.send(method, message, silence)
 
     def _messages(self, silence: Silence) -> Iterator[Any]:
         start = self.committed

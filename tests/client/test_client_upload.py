@@ -84,6 +84,20 @@ def test_a_small_update_that_was_cut_is_sent_again(server):
     assert call.result(10).update_id == "u"
 
 
+@pytest.mark.parametrize("state", [SMALL, STATE], ids=["small", "large"])
+def test_an_update_whose_progress_raises_is_not_submitted(server, state):
+    def stop(*_):
+        raise InterruptedError
+
+    call = server.run(server.client.submit_update, TRAINING, 3, state, 42, progress=stop)
+    if state is STATE:
+        rpc = server.upload("SubmitUpdate")
+        for _ in range(2):
+            rpc.take_request()
+    with pytest.raises(InterruptedError):
+        call.result(10)
+
+
 def test_a_cut_upload_resumes_at_the_servers_offset(server):
     call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
     rpc = server.upload("SubmitUpdate")
