@@ -4,6 +4,7 @@ On both databases, calls of a verb that is joined (`Joint`) share their statemen
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
@@ -20,6 +21,7 @@ from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import collecting, write
 from fedround_server.store.db.connection import Connections, unavailable
 
+log = logging.getLogger(__name__)
 Change = tuple[Any, Sequence[AuditRecord]]
 """The result of a call, and the records of what it has changed."""
 
@@ -139,6 +141,8 @@ class Transactions:
             with unavailable(), self.begin():
                 outcomes = self._run(calls)
         except BaseException as error:
+            if not outcomes:
+                _warn(calls, error)
             # If the commit has failed, it is not known whether it was made: calls that had outcomes do not run again.
             failed = outcomes if outcomes or len(calls) > 1 else calls
             return [Outcome(error=error)] * len(failed)
@@ -153,6 +157,7 @@ class Transactions:
         except BaseException as error:
             # Both fail if the database has ended the transaction.
             self._database.execute_sql("ROLLBACK TO verb")
+            _warn(calls, error)
             return [Outcome(error=error)] if len(calls) == 1 else ()
         self._database.execute_sql("RELEASE verb")
         return outcomes
@@ -182,6 +187,12 @@ def _in_order(calls: Sequence[Call], run: Callable[[Sequence[Call]], Sequence[Ou
                 outcomes = [*outcomes, *run([left[len(outcomes)]])]
             yield from outcomes
             left = left[len(outcomes) :]
+
+
+def _warn(calls: Sequence[Call], error: BaseException) -> None:
+    """Tells the operator of an error that no caller is answered with, since each call is run again by itself."""
+    if len(calls) > 1:
+        log.warning("%d calls of %s fail together, and are run one by one: %r", len(calls), calls[0].name, error)
 
 
 def _one_by_one(calls: Sequence[Call], run: Callable[[Sequence[Call]], Sequence[Outcome]]) -> list[Outcome]:
