@@ -17,6 +17,21 @@ HOLD = (
     "import sys; from fedround_server.store.db.server_lock import ServerLock\n"
     "ServerLock(sys.argv[1]).hold(); print(); sys.stdin.read()"
 )
+INSERT = """
+import asyncio, sys
+from fedround_server.store.db.run import Database
+from fedround_server.store.tables.base import database_proxy
+database = Database(sys.argv[1])
+database.open()
+asyncio.run(database.run(lambda: database_proxy.execute_sql("INSERT INTO slow VALUES (1)")))
+"""
+SLOW_COMMIT = """
+CREATE TABLE slow (id int);
+CREATE FUNCTION sleep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION sleep();
+"""
+COMMITTING = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ILIKE 'commit%'"
 
 
 @pytest.fixture
@@ -30,7 +45,10 @@ def lose(database: str) -> None:
     import psycopg
 
     with psycopg.connect(database, autocommit=True) as connection:
-        holders = "SELECT pg_terminate_backend(pid, 30000) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        holders = (
+            "SELECT pg_terminate_backend(pid, 30000) FROM pg_locks"
+            " WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted"
+        )
         assert connection.execute(holders).fetchall() == [(True,)]
 
 
@@ -64,6 +82,19 @@ def test_a_killed_process_releases_the_lock(database: str) -> None:
         assert holder.stdout.readline() == b"\n"
         holder.kill()
     assert not is_taken(database)
+
+
+def test_a_server_begins_after_the_last_commit_of_a_killed_one(database: str) -> None:
+    import psycopg
+
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(SLOW_COMMIT)
+        with subprocess.Popen([sys.executable, "-c", INSERT, database]) as process:
+            while connection.execute(COMMITTING).fetchall() != [(1,)]:
+                assert process.poll() is None
+            process.kill()
+        with Store(database):
+            assert connection.execute("SELECT * FROM slow").fetchall() == [(1,)]
 
 
 async def test_a_lock_lost_in_a_restart_of_the_database_is_taken_again(

@@ -24,6 +24,29 @@ Connections: TypeAlias = peewee.SqliteDatabase | PooledPostgresqlDatabase
 """A connection to SQLite for each thread, or a pool of connections to PostgreSQL."""
 
 
+SESSION_KEY = 0x666564726F756E65
+"""The key of the advisory lock that all sessions of a server hold."""
+KEEPALIVES = ("SET tcp_keepalives_idle = 10", "SET tcp_keepalives_interval = 5", "SET tcp_keepalives_count = 3")
+"""Without them, the locks of a machine that has lost its network would be held for hours."""
+
+
+class _LockedSessions(peewee.PostgresqlDatabase):
+    def _connect(self) -> Any:
+        session = super()._connect()
+        with session.cursor() as cursor:
+            for setting in KEEPALIVES:
+                cursor.execute(setting)
+            cursor.execute("SELECT pg_advisory_lock_shared(%s)", (SESSION_KEY,))
+        return session
+
+
+class ServerConnections(PooledPostgresqlDatabase, _LockedSessions):
+    """The connections of a server. Each session holds a lock, which they share, until its last transaction has ended.
+
+    The database may commit a transaction some time after the server that asked for it was killed.
+    """
+
+
 def is_postgres(url: str | Path) -> bool:
     """Returns whether a URL names a PostgreSQL database; all others are paths of SQLite files."""
     return isinstance(url, str) and url.startswith(("postgresql://", "postgres://"))
@@ -57,7 +80,7 @@ def connect(url: str | Path, *, no_sync: bool = False) -> Connections:
         RuntimeError: PostgreSQL's driver is not installed, its URL is not valid, or SQLite's log has lost changes.
         OSError: SQLite's file cannot be created.
     """
-    return _postgres(str(url)) if is_postgres(url) else _sqlite(Path(url), no_sync=no_sync)
+    return _postgres(str(url), ServerConnections) if is_postgres(url) else _sqlite(Path(url), no_sync=no_sync)
 
 
 def postgres_settings(url: str) -> dict[str, Any]:
@@ -98,9 +121,9 @@ def _sqlite(path: Path, *, no_sync: bool) -> peewee.SqliteDatabase:
     return peewee.SqliteDatabase(str(path), pragmas=pragmas, thread_safe=True)
 
 
-def _postgres(url: str) -> PooledPostgresqlDatabase:
+def _postgres(url: str, kind: type[PooledPostgresqlDatabase] = PooledPostgresqlDatabase) -> PooledPostgresqlDatabase:
     settings = postgres_settings(url)
-    return PooledPostgresqlDatabase(
+    return kind(
         settings.pop("dbname"),
         max_connections=POSTGRES_THREADS + 1,
         prefer_psycopg3=True,

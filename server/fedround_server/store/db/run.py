@@ -91,7 +91,8 @@ class Database:
         database_proxy.initialize(self._peewee)
         try:
             # The lock comes first: a newer server must not migrate the database of a running one.
-            self._hold()
+            if self._server_lock is not None:
+                self._server_lock.take()
             self._executor.submit(self._migrate).result()
         except BaseException:
             self.close()
