@@ -302,7 +302,9 @@ class RandomTraining(RandomSubmissions):
         if chance < 0.04 and len(self._present) > 1:
             request = training_pb2.RemoveClientsRequest(training_id=self._training_id, client_ids=[user.user_id])
             who = self._draw.choice([self._actor, user])
-            if self._ask(who, self._client.trainings.RemoveClients, request, *GONE, "LAST_PARTICIPANT"):
+            # Its registration may have been rejected, with that of a user who was removed.
+            reasons = (*GONE, "LAST_PARTICIPANT", "UNKNOWN_CLIENTS")
+            if self._ask(who, self._client.trainings.RemoveClients, request, *reasons):
                 self._record("client_removed", user_id=user.user_id)
                 self._repeat_removed(user)
             self._present = [one for one in self._present if one != user]
