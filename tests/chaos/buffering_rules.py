@@ -71,7 +71,11 @@ def moved(update: Tensors, base: Tensors, model: Tensors, buffering: dict[str, A
     options = buffering["options"]
     factor = options.get("alpha", 1.0) * (1 + staleness) ** -options["exponent"]
     is_own = buffering["name"] == "fed_buff"
-    if factor == 1 and staleness == 0 and not any(one.dtype != model[name].dtype for name, one in update.items()):
+    if (
+        factor == 1
+        and not (is_own and staleness)
+        and not any(one.dtype != model[name].dtype for name, one in update.items())
+    ):
         return update
     return {
         name: _moved(tensor, base[name], model[name], factor, from_base=is_own)
