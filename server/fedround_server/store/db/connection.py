@@ -32,7 +32,7 @@ KEEPALIVES = ("SET tcp_keepalives_idle = 10", "SET tcp_keepalives_interval = 5",
 
 class _LockedSessions(peewee.PostgresqlDatabase):
     def _connect(self) -> Any:
-        session = super()._connect()
+        session = super()._connect()  # type: ignore[misc]  # not in the stubs of peewee
         with session.cursor() as cursor:
             for setting in KEEPALIVES:
                 cursor.execute(setting)
@@ -40,7 +40,7 @@ class _LockedSessions(peewee.PostgresqlDatabase):
         return session
 
 
-class ServerConnections(PooledPostgresqlDatabase, _LockedSessions):
+class ServerConnections(PooledPostgresqlDatabase, _LockedSessions):  # type: ignore[misc]  # playhouse.pool has none
     """The connections of a server. Each session holds a lock, which they share, until its last transaction has ended.
 
     The database may commit a transaction some time after the server that asked for it was killed.

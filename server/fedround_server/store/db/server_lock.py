@@ -30,8 +30,9 @@ class ServerLock:
             RuntimeError: Another server holds it, or its transactions do not end.
             StoreUnavailable: The database does not answer.
         """
-        self._take(LOCK_KEY, SESSION_KEY)
-        self._session.execute("SELECT pg_advisory_unlock(%s)", (SESSION_KEY,))
+        self._take()
+        self._execute("SELECT pg_advisory_lock(%s)", SESSION_KEY)
+        self._execute("SELECT pg_advisory_unlock(%s)", SESSION_KEY)
 
     def hold(self) -> None:
         """Takes the lock, or makes sure that it is still held; a restart of the database releases it.
@@ -48,7 +49,7 @@ class ServerLock:
                 return
         except psycopg.OperationalError:
             self.release()
-        self._take(LOCK_KEY)
+        self._take()
 
     def release(self) -> None:
         """Releases the lock, if it is held."""
@@ -56,16 +57,23 @@ class ServerLock:
             self._session.close()
             self._session = None
 
-    def _take(self, *keys: int) -> None:
+    def _take(self) -> None:
         # The driver is an extra.
         import psycopg
 
         try:
             self._session = psycopg.connect(autocommit=True, **postgres_settings(self._url))
-            for setting in SETTINGS:
-                self._session.execute(setting)
-            for key in keys:
-                self._session.execute("SELECT pg_advisory_lock(%s)", (key,))
+        except psycopg.OperationalError as error:
+            raise StoreUnavailable(f"the database does not answer: {in_one_line(error)}") from error
+        for setting in SETTINGS:
+            self._execute(setting)
+        self._execute("SELECT pg_advisory_lock(%s)", LOCK_KEY)
+
+    def _execute(self, statement: str, *values: int) -> None:
+        import psycopg
+
+        try:
+            self._session.execute(statement, values)
         except psycopg.errors.LockNotAvailable:
             self.release()
             raise RuntimeError("another server uses this database: give each server one of its own") from None
