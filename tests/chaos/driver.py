@@ -191,6 +191,10 @@ class Campaign:
             process.kill()
             point = f"at random, waiting for {point}"
         self._target_point = ""
+        if point.startswith("user.record_last_seen.") and process.code == 0:
+            # Nothing has called it, so that it had no times to write.
+            self._record_start(process)
+            return ""
         self._count(process, point)
         return point
 
