@@ -1,5 +1,7 @@
 """The server lock: an advisory lock that makes a PostgreSQL database belong to one server."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fedround_server.domain.errors import StoreUnavailable
@@ -30,9 +32,10 @@ class ServerLock:
             RuntimeError: Another server holds it, or its transactions do not end.
             StoreUnavailable: The database does not answer.
         """
-        self._take()
-        self._execute("SELECT pg_advisory_lock(%s)", SESSION_KEY)
-        self._execute("SELECT pg_advisory_unlock(%s)", SESSION_KEY)
+        with self._mapped_errors():
+            self._take()
+            for function in ("pg_advisory_lock", "pg_advisory_unlock"):
+                self._session.execute(f"SELECT {function}(%s)", (SESSION_KEY,))
 
     def hold(self) -> None:
         """Takes the lock, or makes sure that it is still held; a restart of the database releases it.
@@ -41,6 +44,7 @@ class ServerLock:
             RuntimeError: Another server holds it.
             StoreUnavailable: The database does not answer.
         """
+        # The driver is an extra.
         import psycopg
 
         try:
@@ -49,7 +53,8 @@ class ServerLock:
                 return
         except psycopg.OperationalError:
             self.release()
-        self._take()
+        with self._mapped_errors():
+            self._take()
 
     def release(self) -> None:
         """Releases the lock, if it is held."""
@@ -58,22 +63,20 @@ class ServerLock:
             self._session = None
 
     def _take(self) -> None:
-        # The driver is an extra.
         import psycopg
 
-        try:
-            self._session = psycopg.connect(autocommit=True, **postgres_settings(self._url))
-        except psycopg.OperationalError as error:
-            raise StoreUnavailable(f"the database does not answer: {in_one_line(error)}") from error
+        self._session = psycopg.connect(autocommit=True, **postgres_settings(self._url))
         for setting in SETTINGS:
-            self._execute(setting)
-        self._execute("SELECT pg_advisory_lock(%s)", LOCK_KEY)
+            self._session.execute(setting)
+        self._session.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
 
-    def _execute(self, statement: str, *values: int) -> None:
+    @contextmanager
+    def _mapped_errors(self) -> Iterator[None]:
+        """Releases the lock if the block fails, and maps the error."""
         import psycopg
 
         try:
-            self._session.execute(statement, values)
+            yield
         except psycopg.errors.LockNotAvailable:
             self.release()
             raise RuntimeError("another server uses this database: give each server one of its own") from None
