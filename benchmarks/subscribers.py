@@ -33,7 +33,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 import numpy as np
@@ -175,11 +175,14 @@ class NullDriver:
         return self._last
 
 
-class Audience:
+DriverT = TypeVar("DriverT", bound=Steering)
+
+
+class Audience(Generic[DriverT]):
     """The subscribers of one server, and how soon they hear of something."""
 
-    def __init__(self, options: argparse.Namespace, running: Running, tokens: Sequence[str], driver: Steering) -> None:
-        self._options, self._running, self._steering = options, running, driver
+    def __init__(self, options: argparse.Namespace, running: Running, tokens: Sequence[str], driver: DriverT) -> None:
+        self._options, self._running, self._driver = options, running, driver
         self._tokens = tokens
         self._count = len(tokens)
 
@@ -194,7 +197,7 @@ class Audience:
             whole.add(crowds.report())
         if whole.disorder or [len(found) for found in whole.times.values()] != [self._count] * events:
             raise SystemExit("not each event came once and in order")
-        commit = self._steering.commit_time()
+        commit = self._driver.commit_time()
         self._last = max(whole.times)
         return {whole.kinds[one]: [heard - commit for heard in found] for one, found in whole.times.items()}
 
@@ -217,23 +220,23 @@ class Audience:
         return crowds
 
     def _crowds(self) -> Crowds:
-        return Crowds(self._options.processes, self._running.address, self._steering.training_id)
+        return Crowds(self._options.processes, self._running.address, self._driver.training_id)
 
     def _cpu(self) -> float:
         return cpu_seconds(tree(self._running.pid))
 
 
-class BareCalls(Audience):
+class BareCalls(Audience[NullDriver]):
     """The subscribers of handlers that do nothing but send: what gRPC's calls take alone, in the same run."""
 
-    def measure(self, driver: NullDriver, connections: int) -> Figures:
+    def measure(self, connections: int) -> Figures:
         """Measures events, and the end of all streams."""
         crowds = self._subscribed(connections, None)
         spent = self._cpu()
-        told = [self._tell_all(crowds, driver.extend_round, 1) for _ in range(self._options.rounds)]
+        told = [self._tell_all(crowds, self._driver.extend_round, 1) for _ in range(self._options.rounds)]
         sent = self._cpu()
         delays = {"round_extended": spread([delay for delays in told for delay in delays["round_extended"]])}
-        delays["training_removed"] = spread(self._tell_all(crowds, driver.remove, 1)["training_removed"])
+        delays["training_removed"] = spread(self._tell_all(crowds, self._driver.remove, 1)["training_removed"])
         time.sleep(3)
         ended = self._cpu()
         crowds.leave()
@@ -244,12 +247,11 @@ class BareCalls(Audience):
         }
 
 
-class Bench(Audience):
+class Bench(Audience[Driver]):
     """One server, its subscribers, and what is measured of them."""
 
     def __init__(self, options: argparse.Namespace, running: Running, tokens: dict[str, str], driver: Driver) -> None:
         super().__init__(options, running, list(tokens.values()), driver)
-        self._driver = driver
         self._base = 0
 
     def warm_up(self) -> None:
@@ -331,8 +333,7 @@ class Bench(Audience):
 def bare_calls(options: argparse.Namespace, tokens: Sequence[str], connections: int) -> Figures:
     """Returns what events take with handlers that do nothing else."""
     with null_server() as (address, pid), grpc.insecure_channel(address) as channel:
-        driver = NullDriver(channel)
-        return BareCalls(options, Running(address, "", pid), tokens, driver).measure(driver, connections)
+        return BareCalls(options, Running(address, "", pid), tokens, NullDriver(channel)).measure(connections)
 
 
 def spread(values: Sequence[float]) -> Figures:
