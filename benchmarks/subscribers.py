@@ -183,8 +183,7 @@ class Audience(Generic[DriverT]):
 
     def __init__(self, options: argparse.Namespace, running: Running, tokens: Sequence[str], driver: DriverT) -> None:
         self._options, self._running, self._driver = options, running, driver
-        self._tokens = tokens
-        self._count = len(tokens)
+        self._tokens, self._count = tokens, len(tokens)
 
     def _tell_all(self, crowds: Crowds, act: Callable[[], None], events: int) -> dict[str, list[float]]:
         """Does something of which all are told in so many events, and returns the delays by kind of event."""
