@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import peewee
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregations import fed_dc
@@ -25,7 +25,7 @@ from fedround_server.store.db.group_commit import Transactions
 from fedround_server.store.queries import event_log
 from fedround_server.store.queries.event_log import LogPage
 from fedround_server.store.queries.log_view import LogView
-from sizes import IS_LONG
+from sizes import examples
 
 R = TypeVar("R")
 CLIENTS = 4
@@ -76,12 +76,7 @@ async def live(store: Store, world: World, history: Sequence[tuple[str, int, int
 
 @pytest.mark.attack
 @given(history=histories, most=st.sampled_from([1, 3, 500]), page=st.sampled_from([1, 2, 100]), data=st.data())
-@settings(
-    max_examples=25 if IS_LONG else 10,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-)
+@examples(10, 25)
 async def test_each_is_answered_as_if_it_were_alone(
     store: Store,
     world: World,

@@ -12,7 +12,7 @@ from typing import Any
 
 import peewee
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregations import FED_AVG
@@ -31,7 +31,7 @@ from fedround_server.store.db.connection import POSTGRES_THREADS
 from fedround_server.store.db.group_commit import Transactions
 from fedround_server.store.tables.schema import CohortRow, EventRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.verbs import submission
-from sizes import IS_LONG
+from sizes import examples
 
 CLIENTS = 6
 POLICIES = (
@@ -219,12 +219,7 @@ def in_groups(submitted: Sequence[Submit]) -> list[Submit]:
 
 @pytest.mark.attack
 @given(past=pasts, data=st.data())
-@settings(
-    max_examples=300 if IS_LONG else 40,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-)
+@examples(40, 300)
 async def test_all_is_as_if_they_had_come_one_after_the_other(
     store: Store, world: World, past: Past, data: st.DataObject
 ) -> None:
