@@ -1,5 +1,6 @@
 """The dashboard in a real browser."""
 
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -285,6 +286,22 @@ def test_a_page_is_small(chromium: Any, served: Served, people: People) -> None:
         assert sizes[f"{served.url}/static/vendor/htmx-2.0.11.min.js"] > 50_000
         assert sizes[f"{served.url}/trainings/{training_id}"] > 2_000
         assert sum(sizes.values()) <= MAX_PAGE_BYTES, sizes
+
+
+def test_a_filter_that_is_filled_before_the_scripts_are_loaded_filters(
+    chromium: Any, served: Served, people: People
+) -> None:
+    def slow(route: Any) -> None:
+        time.sleep(1)
+        route.continue_()
+
+    with page_of(chromium, served.url, people.admin.token) as page:
+        page.context.new_cdp_session(page).send("Network.setCacheDisabled", {"cacheDisabled": True})
+        page.route("**/htmx*", slow)
+        page.goto("/users", wait_until="commit")
+        page.fill("#q", "site 2")
+        assert page.evaluate("typeof htmx") == "undefined"
+        expect(page.locator("#rows tbody tr")).to_have_count(1)
 
 
 @pytest.mark.examples

@@ -72,6 +72,15 @@
     chosen = [];
   });
 
+  // What was entered before htmx listened, or what the browser has restored, filters too.
+  addEventListener("DOMContentLoaded", () => {
+    for (const form of document.querySelectorAll("form.filter")) {
+      const isChanged = [...form.querySelectorAll("input[type=search]")].some((one) => one.value !== one.defaultValue)
+        || [...form.querySelectorAll("option")].some((one) => one.selected !== one.defaultSelected && one.value);
+      if (isChanged) form.dispatchEvent(new Event("entered"));
+    }
+  });
+
   // What was done is said once, and not when the page is loaded again.
   if (new URLSearchParams(location.search).has("done")) history.replaceState(null, "", location.pathname);
 
