@@ -94,6 +94,28 @@ def test_a_flood_closes_only_connections_with_rejected_calls(connect: Connect) -
     assert not connections.is_authenticated(other_name)
 
 
+def test_grpc_is_asked_for_waiting_calls_only_when_some_were_rejected(connect: Connect) -> None:
+    asked: list[int] = []
+
+    def received() -> int:
+        asked.append(2 * MAX_WAITING)
+        return asked[-1]
+
+    one, name = connect()
+    connections = Connections(100, 100, 3, received, MAX_WAITING)
+    connections._port = one.getpeername()[1]
+    connections.take_call()
+    assert not connections._are_too_many_waiting(due=False)
+    assert asked == []
+    connections.reject(name)
+    assert connections._are_too_many_waiting(due=False)
+    connections.take_call()
+    assert not connections._are_too_many_waiting(due=False)
+    # Every few seconds in any case.
+    connections._are_too_many_waiting(due=True)
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize(
     ("endpoint", "name"),
     [
