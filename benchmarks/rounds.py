@@ -27,7 +27,7 @@ from typing import Any
 
 from disk import measure_disk, told
 from install_peers import PEERS
-from measure import keep
+from measure import keep, touch_free_memory
 from peers.systems import SYSTEMS
 from servers import BEFORE, DEFAULT_SYNC_MS, SYNC_MS
 from training import Failed, Run, adopt_orphans, run_training
@@ -185,6 +185,7 @@ def main() -> None:
     os.environ[SYNC_MS] = str(options.sync_ms)
     if options.before:
         os.environ[BEFORE] = str(options.before)
+    touch_free_memory()
     disk = measure_disk(options.folder)
     print(f"disk: {told(disk)}", flush=True)
     results: Figures = {}
