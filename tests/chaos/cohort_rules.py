@@ -39,8 +39,10 @@ def draws_are_as_told(facts: Facts, history: History) -> Findings:
     for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
         if row["action"] in ("round_opened", "round_extended"):
             found, draws = json.loads(row["facts"]), chosen[row["training_id"], int(row["subject"])]
-            before = draws[max(draws)][1] if draws else set()
-            draws[found.get("attempt", 1)] = found, before | set(found.get("chosen", found.get("joined", ())))
+            told, before = draws[max(draws)] if draws else ({}, set())
+            # A round with differential privacy is repeated without another draw.
+            told = {**told, **found} if "eligible" in told else found
+            draws[found.get("attempt", 1)] = told, before | set(found.get("chosen", found.get("joined", ())))
     for entry in history.of("draw"):
         draws = chosen[entry["training_id"], entry["round"]]
         found, members = draws.get(entry["attempt"], ({}, set()))

@@ -268,11 +268,9 @@ def references_lead_somewhere(facts: Facts, history: History) -> Findings:
     for row in facts["artifact"]:
         if (row["model_id"], row["version"]) in stored:
             needed.append((row["sha256"], row["size_bytes"], ""))
-    updates = [row for row in facts["round_update"] if row["stored"]]
-    # Of a round that is over, no participant needs the assigned models.
-    assigned = [row for row in facts["assignment"] if row["number"] >= facts.trainings[row["training_id"]]["round"]]
-    for row in (*updates, *assigned):
-        if not facts.trainings[row["training_id"]]["remove_time"]:
+    # When a training has ended, no participant needs its assigned models.
+    for row in facts["round_update"]:
+        if row["stored"] and not facts.trainings[row["training_id"]]["remove_time"]:
             needed.append((row["sha256"], row["size_bytes"], row["training_id"]))
     for digest, size, training_id in needed:
         path = facts.path(digest)
