@@ -27,7 +27,7 @@ from typing import Any
 
 from disk import measure_disk, told
 from install_peers import PEERS
-from measure import keep, touch_free_memory
+from measure import keep, touch, touch_free_memory
 from peers.systems import SYSTEMS
 from servers import BEFORE, DEFAULT_SYNC_MS, SYNC_MS
 from training import Failed, Run, adopt_orphans, run_training
@@ -36,6 +36,8 @@ WORKLOADS = ("4x100", "3x250", "7x33", "4x10", "24x2", "32x1", "32x1x300", "100x
 LAYERS = 10
 LARGE = 50.0
 """From how many megabytes on groups of systems have those that send differences."""
+FRESH_BYTES = 200_000_000
+"""How much memory is written to for the first time, to see what that costs: 0.3 to 4 ms a MB on virtual machines."""
 SLOW_PEERS = ("flower_superlink", "nvflare")
 """Peers that were never the fastest."""
 GROUPS = ("all", "contenders")
@@ -94,7 +96,11 @@ def measure(workload: str, options: argparse.Namespace) -> Figures:
     turns: dict[str, list[float]] = {name: [] for name in runs}
     absent: dict[str, str] = {}
     slow: set[str] = set()
-    start = {"begun": datetime.now(UTC).isoformat(timespec="seconds"), "load": round(os.getloadavg()[0], 1)}
+    start = {
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load": round(os.getloadavg()[0], 1),
+        "fresh_memory_ms_per_mb": touch(FRESH_BYTES),
+    }
     for _ in range(options.alternations):
         for name in runs:
             if name in absent or name in slow:
