@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from fedround.v1 import audit_pb2
 from fedround.v1.audit_pb2 import Contribution, Origin, ReplayRoundResponse, ReplayTrainingResponse
-from fedround_client.audit_chain import AuditChainVerifier, AuditReport
-from fedround_client.audit_entry import AuditEntry, AuditHead
+from fedround_client.audit_chain import AuditReport, verify
+from fedround_client.audit_entry import SERVER, AuditEntry, AuditHead
 from fedround_client.errors import FedroundError
 from fedround_client.retry import ATTEMPTS
 from fedround_client.rpc import Rpc, Stream
@@ -20,24 +20,41 @@ class AuditCalls:
     _rpc: Rpc
 
     def audit_head(self) -> AuditHead:
-        """Returns the head of the audit log, which is its last entry. For admins.
+        """Returns the head of the server's chain in the audit log, which is its last entry. For admins.
+
+        The server has recorded the heads of all other chains there, so that this one covers all entries before.
 
         Raises:
             RoleRequired: You are not an admin.
         """
         return _head(self._rpc.unary(self._rpc.audit.GetAuditHead, audit_pb2.GetAuditHeadRequest()).head)
 
-    def read_audit(self, after: int = 0, until: AuditHead | None = None) -> Iterator[AuditEntry]:
+    def read_audit(
+        self, after: int = 0, until: AuditHead | None = None, *, chain: str | None = None
+    ) -> Iterator[AuditEntry]:
         """Iterates over the entries of the audit log, across lost connections. For admins.
 
         Args:
-            after: Sequence of the entry before the first one; 0 to start at the beginning.
+            after: Sequence of the entry before the first one in the chain; 0 to start at the beginning.
             until: The last entry; by default the present head.
+            chain: UUID of the training whose chain is read alone; an empty text for the server's. By default all are
+                read: first the server's, then each training's from its beginning.
 
         Raises:
             RoleRequired: You are not an admin.
         """
-        return self._read(after, until or self.audit_head())
+        if chain is None:
+            for item in self._read_all(after, until or self.audit_head()):
+                if isinstance(item, AuditEntry):
+                    yield item
+            return
+        request = audit_pb2.ReadAuditRequest(after_sequence=after, chain=chain)
+        for message in self._read(request):
+            until = until or _head(message.head)
+            for entry in map(AuditEntry.from_message, message.entries):
+                if entry.sequence > until.sequence:
+                    return
+                yield entry
 
     def verify_audit(self, anchor: AuditHead | None = None) -> AuditReport:
         """Verifies the whole audit log on this machine, without trust in the server. For admins.
@@ -50,10 +67,15 @@ class AuditCalls:
             AuditBroken: The log was changed, or is incomplete.
             RoleRequired: You are not an admin.
         """
-        head, verifier = self.audit_head(), AuditChainVerifier(anchor)
-        for entry in self._read(0, head):
-            verifier.add(entry)
-        return verifier.finish(head)
+        return verify(self.read_audit_log(), anchor)
+
+    def read_audit_log(self) -> Iterator[AuditEntry | AuditHead]:
+        """Iterates over the entries of all chains of the audit log, each with its head behind it. For admins.
+
+        Raises:
+            RoleRequired: You are not an admin.
+        """
+        return self._read_all(0, self.audit_head())
 
     def contributions(self, model_id: str, version: int | None = None) -> tuple[Origin, list[Contribution]]:
         """Returns the updates that a version of a model of yours was aggregated from. For actors.
@@ -138,17 +160,33 @@ class AuditCalls:
         finally:
             stream.cancel()
 
-    def _read(self, after: int, head: AuditHead) -> Iterator[AuditEntry]:
+    def _read_all(self, after: int, head: AuditHead) -> Iterator[AuditEntry | AuditHead]:
+        """Yields the entries of the server's chain up to a head, that head, and then the same of each training."""
+        request = audit_pb2.ReadAuditRequest(after_sequence=after, all_chains=True, until_sequence=head.sequence)
+        in_server_chain = True
+        for message in self._read(request):
+            for entry in map(AuditEntry.from_message, message.entries):
+                if in_server_chain and entry.chain != SERVER:
+                    in_server_chain = False
+                    yield head
+                # A server of an earlier version knows no `until_sequence`.
+                if entry.chain != SERVER or entry.sequence <= head.sequence:
+                    yield entry
+            yield from map(_head, message.heads)
+        if in_server_chain:
+            yield head
+
+    def _read(self, request: audit_pb2.ReadAuditRequest) -> Iterator[audit_pb2.ReadAuditResponse]:
+        """Yields messages; if a connection is lost, it goes on behind the last entry."""
         stream: Stream[audit_pb2.ReadAuditResponse] | None = None
         messages: Iterator[audit_pb2.ReadAuditResponse] = iter(())
         try:
-            while after < head.sequence:
+            while True:
                 message = None
                 # Must not yield within an attempt: it would treat the GeneratorExit of a closed generator as a failure.
                 for attempt in self._rpc.retrying(ATTEMPTS):
                     with attempt:
                         if stream is None:
-                            request = audit_pb2.ReadAuditRequest(after_sequence=after)
                             stream = self._rpc.open(self._rpc.audit.ReadAudit, request)
                             messages = self._rpc.read(stream)
                         try:
@@ -157,17 +195,15 @@ class AuditCalls:
                             stream = None
                             raise
                 if message is None:
-                    # The server has fewer entries than its head says; `verify_audit` reports it.
                     return
-                for entry in message.entries:
-                    if entry.sequence > head.sequence:
-                        return
-                    yield AuditEntry.from_message(entry)
-                    after = entry.sequence
+                yield message
+                if message.entries:
+                    last = message.entries[-1]
+                    request.chain, request.after_sequence = last.chain, last.sequence
         finally:
             if stream is not None:
                 stream.cancel()
 
 
 def _head(message: audit_pb2.AuditHead) -> AuditHead:
-    return AuditHead(message.sequence, message.hash)
+    return AuditHead(message.sequence, message.hash, message.chain)

@@ -1,12 +1,14 @@
 """`python -m fedround_server.audit`: exports the audit log from the database to stdout, without a server.
 
-The output has one JSON object per line: the entries in order, then {"head": "SEQUENCE:HASH"}.
+The output has one JSON object per line: the entries of the server's chain in order, then
+{"head": "SEQUENCE:HASH", "chain": ""}, then the same of the chain of each training, which is named by its id.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TextIO
@@ -14,10 +16,10 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from fedround_server.config import Settings, problems
-from fedround_server.domain.audit import EPOCH, AuditEntry
+from fedround_server.domain.audit import EPOCH, SERVER, AuditEntry, AuditHead
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.store.db.connection import reading
-from fedround_server.store.queries.audit import find_entries, find_head
+from fedround_server.store.db.connection import reading, reading_one_state
+from fedround_server.store.queries.audit import find_entries, find_head, read_page
 
 BATCH = 500
 
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             sys.stderr.write(f"error: {problem}\n")
         return 2
     try:
-        with reading(settings.database or settings.data_dir / "fedround.db"):
+        with reading(settings.database or settings.data_dir / "fedround.db"), reading_one_state():
             write(sys.stdout)
             sys.stdout.flush()
     except BrokenPipeError:
@@ -54,13 +56,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write(file: TextIO) -> None:
-    """Writes the whole log to a file."""
-    head = find_head()
+    """Writes the whole log to a file: the server's chain, then those of the trainings, each with its head."""
+    head = find_head(SERVER)
     after = 0
-    while entries := find_entries(after, head.sequence, BATCH):
-        file.writelines(json.dumps(_to_json(entry)) + "\n" for entry in entries)
+    while entries := find_entries(SERVER, after, head.sequence, BATCH):
+        _write(file, entries)
         after = entries[-1].sequence
-    file.write(json.dumps({"head": f"{head.sequence}:{head.hash}"}) + "\n")
+    _write_head(file, head)
+    position: tuple[str, int] | None = (SERVER, after)
+    while position is not None:
+        page = read_page(*position, head.sequence, BATCH)
+        _write(file, page.entries)
+        for one in page.heads:
+            _write_head(file, one)
+        position = page.next
+
+
+def _write(file: TextIO, entries: Iterable[AuditEntry]) -> None:
+    file.writelines(json.dumps(_to_json(entry)) + "\n" for entry in entries)
+
+
+def _write_head(file: TextIO, head: AuditHead) -> None:
+    file.write(json.dumps({"head": str(head), "chain": head.chain}) + "\n")
 
 
 def _to_json(entry: AuditEntry) -> dict[str, str | int]:

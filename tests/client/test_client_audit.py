@@ -10,7 +10,7 @@ from fedround.v1.audit_pb2 import AuditEntry as EntryMessage
 from fedround.v1.audit_pb2 import AuditHead as HeadMessage
 from fedround.v1.audit_pb2 import GetAuditHeadResponse, ReadAuditResponse
 from fedround_client import AuditBroken, AuditEntry, AuditHead
-from fedround_client.audit_chain import AuditChainVerifier
+from fedround_client.audit_chain import AuditVerifier, verify
 from fedround_client.audit_entry import START
 
 pytestmark = pytest.mark.timeout(30)
@@ -55,7 +55,7 @@ NEXT = record("round_opened", 1)
 
 
 def chain(*records):
-    """Returns entries with valid hashes."""
+    """Returns entries of the server's chain with valid hashes."""
     entries, previous = [], START
     for sequence, (action, subject, facts) in enumerate(records, 1):
         text = json.dumps(facts)
@@ -65,24 +65,22 @@ def chain(*records):
     return entries
 
 
-def verify(entries, head=None):
-    verifier = AuditChainVerifier()
-    for entry in entries:
-        verifier.add(entry)
-    return verifier.finish(head or AuditHead(entries[-1].sequence, entries[-1].hash))
+def whole(entries, head=None):
+    """Verifies the server's chain as the whole log."""
+    return verify([*entries, head or AuditHead(entries[-1].sequence, entries[-1].hash)])
 
 
 def test_a_round_that_lost_an_update_is_closed_again():
     lost = superseded("a", reason="file_damaged")
     again = accepted("b", participant="a")
     records = [CREATED, OPENED, accepted("a"), CLOSED, REOPENED, lost, again, CLOSED]
-    report = verify(chain(*records, counted("b", participant_id="a"), done(), made()))
+    report = whole(chain(*records, counted("b", participant_id="a"), done(), made()))
     assert (report.updates, report.counted, report.superseded, report.versions) == (2, 1, 1, 1)
 
 
 def test_consistent_entries_are_valid():
     records = [CREATED, OPENED, accepted("a"), accepted("b"), superseded("b"), CLOSED, counted("a"), done(), made()]
-    report = verify(chain(*records, NEXT, accepted("c", 1), record("call_refused", count=3)))
+    report = whole(chain(*records, NEXT, accepted("c", 1), record("call_refused", count=3)))
     assert (report.updates, report.counted, report.superseded, report.waiting) == (3, 1, 1, 1)
     assert (report.versions, report.refused) == (1, 3)
 
@@ -134,7 +132,7 @@ def test_consistent_entries_are_valid():
 )
 def test_contradicting_entries_are_found(records, problem):
     *before, last = chain(*records)
-    verifier = AuditChainVerifier()
+    verifier = AuditVerifier()
     for entry in before:
         verifier.add(entry)
     with pytest.raises(AuditBroken) as broken:
@@ -146,7 +144,7 @@ def test_contradicting_entries_are_found(records, problem):
 def test_trainings_have_independent_rounds():
     first, second = chain(OPENED, OPENED)
     second = replace(second, training_id=OTHER)
-    verify([first, replace(second, hash=second.digest())])
+    whole([first, replace(second, hash=second.digest())])
 
 
 def message(entry):

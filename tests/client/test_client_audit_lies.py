@@ -14,7 +14,7 @@ from client.test_client_audit import accepted, chain, message
 from fedround.v1.audit_pb2 import AuditHead as HeadMessage
 from fedround.v1.audit_pb2 import GetAuditHeadResponse, ReadAuditResponse
 from fedround_client import AuditBroken, AuditEntry, AuditHead
-from fedround_client.audit_chain import AuditChainVerifier
+from fedround_client.audit_chain import verify
 from fedround_client.audit_entry import START
 from fedround_client.errors import ResponseInvalid, from_rpc_error
 
@@ -24,10 +24,11 @@ DEEP = "[" * 100_000
 ACTIONS = [
     *("call_refused", "model_created", "round_opened", "update_accepted", "report_accepted", "round_closed"),
     *("updates_counted", "updates_superseded", "round_done", "round_abandoned", "version_made", "other"),
+    *("chain_begun", "heads_recorded"),
 ]
 FIELDS = [
     *("round", "participant_id", "sha256", "num_examples", "updates", "update_id", "weight"),
-    *("update_ids", "reason", "num_updates", "count"),
+    *("update_ids", "reason", "num_updates", "count", "heads", TRAINING),
 ]
 
 
@@ -37,11 +38,8 @@ def entry(facts, action="update_accepted", subject="0"):
     return replace(made, hash=made.digest())
 
 
-def verify(*entries):
-    verifier = AuditChainVerifier()
-    for one in entries:
-        verifier.add(one)
-    return verifier.finish(AuditHead(len(entries), entries[-1].hash))
+def whole(*entries):
+    return verify([*entries, AuditHead(len(entries), entries[-1].hash)])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +115,7 @@ LIES = st.lists(
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_log_is_valid_or_broken_and_never_raises_anything_else(records):
     try:
-        report = verify(*chain(*records))
+        report = whole(*chain(*records))
     except AuditBroken as broken:
         str(broken).encode()
     else:
@@ -128,7 +126,7 @@ def test_a_log_is_valid_or_broken_and_never_raises_anything_else(records):
 def test_facts_of_any_text_are_valid_or_broken(facts):
     made = AuditEntry(1, 1000, USER, "updates_counted", TRAINING, MODEL, "0", facts, START, START)
     with suppress(AuditBroken):
-        verify(replace(made, hash=made.digest()) if facts.isascii() else made)
+        whole(replace(made, hash=made.digest()) if facts.isascii() else made)
 
 
 LINE = json.dumps(entry("{}", "other").__dict__)

@@ -3,40 +3,55 @@
 import asyncio
 import json
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
-from fedround_client.audit_chain import AuditChainVerifier, AuditReport
+from fedround_client.audit_chain import AuditReport, verify
 from fedround_client.audit_entry import AuditEntry, AuditHead
 from fedround_server.domain.audit import EPOCH
+from fedround_server.domain.audit import AuditEntry as Entry
 from fedround_server.store import Store
 
 
 async def chained(store: Store) -> list[AuditEntry]:
-    """All entries, as the client has them."""
-    return [
-        AuditEntry(
-            entry.sequence,
-            round((entry.time - EPOCH).total_seconds() * 1_000_000),
-            entry.user_id,
-            entry.action,
-            entry.training_id,
-            entry.model_id,
-            entry.subject,
-            entry.facts,
-            entry.previous_hash,
-            entry.hash,
-        )
-        for entry in await store.audit.read(0, 1 << 62, 1_000_000)
-    ]
+    """All entries, as the client has them, in the order of time."""
+    entries = [item for item in await read_log(store) if isinstance(item, AuditEntry)]
+    return sorted(entries, key=lambda entry: entry.time_us)
+
+
+async def read_log(store: Store) -> list[AuditEntry | AuditHead]:
+    """The entries of all chains, each with its head, as the client has them."""
+    head = await store.audit.head()
+    items = [_entry(entry) for entry in await store.audit.read("", 0, 1 << 62, 1_000_000)]
+    page = await store.audit.read_on("", 0, head.sequence, 1_000_000)
+    items += [AuditHead(head.sequence, head.hash)]
+    heads = {one.chain: AuditHead(one.sequence, one.hash, one.chain) for one in page.heads}
+    for chain, entries in groupby(page.entries, lambda entry: entry.chain):
+        items += map(_entry, entries)
+        if chain in heads:
+            items.append(heads[chain])
+    return items
+
+
+def _entry(entry: Entry) -> AuditEntry:
+    return AuditEntry(
+        entry.sequence,
+        round((entry.time - EPOCH).total_seconds() * 1_000_000),
+        entry.user_id,
+        entry.action,
+        entry.training_id,
+        entry.model_id,
+        entry.subject,
+        entry.facts,
+        entry.previous_hash,
+        entry.hash,
+        entry.chain,
+    )
 
 
 async def check(store: Store, anchor: AuditHead | None = None) -> AuditReport:
-    """Verifies the chain."""
-    verifier = AuditChainVerifier(anchor)
-    for entry in await chained(store):
-        verifier.add(entry)
-    head = await store.audit.head()
-    return verifier.finish(AuditHead(head.sequence, head.hash))
+    """Verifies the log."""
+    return verify(await read_log(store), anchor)
 
 
 async def recorded(store: Store, action: str) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from aggregations import FED_AVG, fed_dc
-from contracts.audits import chained, check, recorded, tamper
+from contracts.audits import chained, check, read_log, recorded, tamper
 from contracts.world import World, blob, new_id, new_model
 from fedround_client import AuditBroken, AuditEntry, AuditHead
-from fedround_client.audit_chain import AuditChainVerifier
+from fedround_client.audit_chain import verify
 from fedround_server.audit import main
 from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import ModelNotFound, StoreUnavailable, UserExists
@@ -25,7 +25,8 @@ from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
 from fedround_server.store.db.connection import reading
-from fedround_server.store.tables.schema import AuditHeadRow, AuditRow, UserRow
+from fedround_server.store.tables.audit_schema import AuditHeadRow, AuditRow
+from fedround_server.store.tables.schema import UserRow
 
 
 async def test_a_training_is_recorded_from_its_model_to_its_end(store: Store, world: World) -> None:
@@ -37,6 +38,7 @@ async def test_a_training_is_recorded_from_its_model_to_its_end(store: Store, wo
     assert [entry.action for entry in entries] == [
         *["user_created"] * 3,
         "model_created",
+        "chain_begun",
         "training_created",
         "clients_registered",
         "training_started",
@@ -56,7 +58,9 @@ async def test_a_training_is_recorded_from_its_model_to_its_end(store: Store, wo
     (made,) = await recorded(store, "version_made")
     assert (made["subject"], made["sha256"], made["algorithm"]) == ("1", blob("made").sha256, "fed_avg")
     assert {entry.training_id for entry in entries[4:]} == {training.training_id}
-    assert {entry.model_id for entry in entries[3:]} == {training.model_id}
+    assert {entry.chain for entry in entries[5:]} == {training.training_id}
+    assert {entry.chain for entry in entries[:5]} == {""}
+    assert {entry.model_id for entry in entries[5:]} == {training.model_id}
     report = await check(store)
     assert (report.updates, report.counted, report.waiting, report.versions) == (2, 2, 0, 1)
 
@@ -315,16 +319,24 @@ async def test_what_no_verb_writes_can_be_added(store: Store) -> None:
     assert (await check(store)).head.sequence == 2
 
 
+async def begin(store: Store) -> list[AuditEntry | AuditHead]:
+    """Starts a training."""
+    await World(store).running(2)
+    return await read_log(store)
+
+
 def test_the_log_is_read_from_the_database_without_a_server_and_not_written(
     database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Store(database or tmp_path / "fedround.db") as store:
-        asyncio.run(World(store).users(3))
+        read = asyncio.run(begin(store))
     assert main(["--data-dir", str(tmp_path), "--database", database]) == 0
-    *lines, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    verifier = AuditChainVerifier()
-    for line in lines:
-        verifier.add(AuditEntry.from_json(line))
-    assert verifier.finish(AuditHead.parse(last["head"])).head.sequence == 3
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    items = [
+        AuditHead.parse(line["head"], line["chain"]) if "head" in line else AuditEntry.from_json(line) for line in lines
+    ]
+    assert items == read
+    report = verify(items)
+    assert (report.chains, report.uncovered) == (1, 3)
     with pytest.raises(StoreUnavailable), reading(database or tmp_path / "fedround.db"):
         AuditRow.delete().execute()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from contracts.audits import check, recorded
+from contracts.audits import chained, check, recorded
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import new_id
 from fedround_server.coordinator.denied_calls import (
@@ -137,7 +137,7 @@ async def test_a_server_records_its_start_and_stop_and_writes_what_is_left_befor
         await calls.flush()
     acting.set("")
     await audit.stop()
-    entries = await store.audit.read(0, 100, 100)
+    entries = await store.audit.read("", 0, 100, 100)
     assert [entry.action for entry in entries] == ["server_started", "call_refused", "call_refused", "server_stopped"]
 
 
@@ -161,7 +161,7 @@ async def test_what_follows_the_last_update_is_recorded_as_done_by_the_server(
     await coordination.submit(training.training_id, 0, client)
     acting.set("")
     await coordination.until(actor, training.training_id, lambda found: found.state.is_ended)
-    by: dict[str, Any] = {entry.action: entry.user_id for entry in await store.audit.read(0, 100, 100)}
+    by: dict[str, Any] = {entry.action: entry.user_id for entry in await chained(store)}
     assert (by["update_accepted"], by["round_closed"]) == (client, client)
     assert (by["updates_counted"], by["version_made"], by["training_completed"]) == ("", "", "")
 

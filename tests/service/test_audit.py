@@ -40,6 +40,7 @@ def test_the_log_of_a_server_holds(actor: Person, clients: list[Person], auditor
     assert report.head.sequence > before.sequence
     entries = [entry for entry in auditor.read_audit(before.sequence) if entry.training_id == made.training_id]
     assert [entry.action for entry in entries if entry.user_id == actor.user_id] == [
+        "chain_begun",
         "training_created",
         "clients_registered",
         "training_started",

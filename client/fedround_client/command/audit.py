@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, islice
@@ -15,8 +15,8 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from fedround_client.audit_chain import AuditChainVerifier, AuditReport
-from fedround_client.audit_entry import AuditBroken, AuditEntry, AuditHead
+from fedround_client.audit_chain import verify as verify_items
+from fedround_client.audit_entry import SERVER, AuditBroken, AuditEntry, AuditHead
 from fedround_client.command.failures import print_errors
 from fedround_client.command.files import ForceOption, check_new
 from fedround_client.command.output import Format, FormatOption, echo, echo_json
@@ -53,20 +53,24 @@ def verify(
     """
     _check_source(context, data_dir, file)
     try:
-        verifier = AuditChainVerifier(AuditHead.parse(head) if head else None)
+        anchor = AuditHead.parse(head) if head else None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     with _exit_if_unreadable():
-        report = _verify(verifier, _items(context, data_dir, database) if file is None else _read_file(file))
+        items = _items(context, data_dir, database) if file is None else _read_file(file)
+        report = verify_items(items, anchor)
     if form is Format.JSON:
         echo_json({**asdict(report), "head": str(report.head)})
         return
-    echo(f"The audit log is valid: {report.head.sequence} entries.")
+    chains = f"the server's chain and those of {report.chains} trainings"
+    echo(f"The audit log is valid: {report.entries} entries, in {chains}.")
     echo(
         f"Updates and reports: {report.updates} accepted: {report.counted} counted, {report.superseded} superseded,"
         f" {report.waiting} waiting."
     )
     echo(f"Versions produced from them: {report.versions}. Denied calls: {report.refused}.")
+    if report.uncovered:
+        echo(f"Entries that the head does not cover, since they came after it was made: {report.uncovered}.")
     echo(f"Head, to be recorded elsewhere and given as --head the next time: {report.head}")
 
 
@@ -90,7 +94,7 @@ def export(
     force: ForceOption = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Write the audit log to a file: one entry per line, and the head as the last line."""
+    """Write the audit log to a file: one entry per line, and behind each chain its head."""
     _check_source(context, data_dir)
     check_new(file, force)
     count = 0
@@ -99,23 +103,14 @@ def export(
     first = list(islice(items, 1))
     with file.open("w", encoding="utf-8") as out:
         for item in chain(first, items):
-            record: dict[str, Any] = {"head": str(item)} if isinstance(item, AuditHead) else asdict(item)
+            is_head = isinstance(item, AuditHead)
+            record = {"head": str(item), "chain": item.chain} if is_head else asdict(item)
             out.write(json.dumps(record) + "\n")
-            count += isinstance(item, AuditEntry)
+            count += not is_head
     if form is Format.JSON:
         echo_json({"path": str(file), "entries": count})
     else:
         echo(f"Exported {count} entries to {file}.", err=True)
-
-
-def _verify(verifier: AuditChainVerifier, items: Iterable[AuditEntry | AuditHead]) -> AuditReport:
-    head = None
-    for item in items:
-        if isinstance(item, AuditHead):
-            head = item
-        else:
-            verifier.add(item)
-    return verifier.finish(head)
 
 
 @contextmanager
@@ -141,14 +136,12 @@ def _check_source(context: typer.Context, data_dir: Path | None, file: Path | No
 
 
 def _items(context: typer.Context, data_dir: Path | None, database: str) -> Iterator[AuditEntry | AuditHead]:
-    """Yields the entries of the log, then its head, from the server or from its data directory."""
+    """Yields the entries of each chain, then its head, from the server or from its data directory."""
     if data_dir is not None:
         yield from _read_offline(data_dir, database)
         return
     with client_of(context) as client:
-        head = client.audit_head()
-        yield from client.read_audit(until=head)
-        yield head
+        yield from client.read_audit_log()
 
 
 def _read_offline(data_dir: Path, database: str) -> Iterator[AuditEntry | AuditHead]:
@@ -172,6 +165,13 @@ def _parse(lines: Iterable[str]) -> Iterator[AuditEntry | AuditHead]:
     for number, line in enumerate(lines, 1):
         try:
             data = json.loads(line)
-            yield AuditHead.parse(data["head"]) if "head" in data else AuditEntry.from_json(data)
+            yield _parse_head(data) if "head" in data else AuditEntry.from_json(data)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise AuditBroken(number, f"line {number} is not an entry of an export") from error
+
+
+def _parse_head(data: Mapping[str, Any]) -> AuditHead:
+    chain = data.get("chain", SERVER)
+    if not isinstance(chain, str):
+        raise TypeError("a chain is the id of a training")
+    return AuditHead.parse(data["head"], chain)

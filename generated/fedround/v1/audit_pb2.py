@@ -26,7 +26,7 @@ from fedround.v1 import aggregation_pb2 as fedround_dot_v1_dot_aggregation__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64round/v1/audit.proto\x12\x0b\x66\x65\x64round.v1\x1a\x1d\x66\x65\x64round/v1/aggregation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x01\n\nAuditEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x13\n\x0btraining_id\x18\x05 \x01(\t\x12\x10\n\x08model_id\x18\x06 \x01(\t\x12\x0f\n\x07subject\x18\x07 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x08 \x01(\t\x12\x15\n\rprevious_hash\x18\t \x01(\t\x12\x0c\n\x04hash\x18\n \x01(\t\"+\n\tAuditHead\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04hash\x18\x02 \x01(\t\"*\n\x10ReadAuditRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04\"c\n\x11ReadAuditResponse\x12$\n\x04head\x18\x01 \x01(\x0b\x32\x16.fedround.v1.AuditHead\x12(\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x17.fedround.v1.AuditEntry\"\x15\n\x13GetAuditHeadRequest\"<\n\x14GetAuditHeadResponse\x12$\n\x04head\x18\x01 \x01(\x0b\x32\x16.fedround.v1.AuditHead\"\x8a\x01\n\x0c\x43ontribution\x12\r\n\x05round\x18\x01 \x01(\r\x12\x11\n\tupdate_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x11\n\tuser_name\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x04\x12\x0e\n\x06weight\x18\x07 \x01(\t\"\xe7\x01\n\x06Origin\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x13\n\x0btraining_id\x18\x06 \x01(\t\x12\r\n\x05round\x18\x07 \x01(\r\x12-\n\x0b\x61ggregation\x18\x08 \x01(\x0b\x32\x18.fedround.v1.Aggregation\x12\x14\n\x0cnum_examples\x18\t \x01(\x04\"t\n\x17GetContributionsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\n\n\x08_version\"\x8a\x01\n\x18GetContributionsResponse\x12#\n\x06origin\x18\x01 \x01(\x0b\x32\x13.fedround.v1.Origin\x12\x30\n\rcontributions\x18\x02 \x03(\x0b\x32\x19.fedround.v1.Contribution\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"T\n\x12ReplayRoundRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x1a\n\x12without_client_ids\x18\x03 \x03(\t\"\x97\x01\n\x13ReplayRoundResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\r\x12\x17\n\x0frecorded_sha256\x18\x02 \x01(\t\x12\x17\n\x0freplayed_sha256\x18\x03 \x01(\t\x12\x13\n\x0bnum_updates\x18\x04 \x01(\r\x12\x15\n\x08\x64istance\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_distance\"p\n\x15ReplayTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x1a\n\x12without_client_ids\x18\x02 \x03(\t\x12\x12\n\nmodel_name\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xb9\x01\n\x16ReplayTrainingResponse\x12\r\n\x05round\x18\x01 \x01(\r\x12\x15\n\rmodel_version\x18\x02 \x01(\r\x12\x13\n\x0bnum_updates\x18\x03 \x01(\r\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x15\n\x08\x64istance\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x65xact\x18\x06 \x01(\x08\x12\x0f\n\x07problem\x18\x07 \x01(\t\x12\x10\n\x08model_id\x18\x08 \x01(\tB\x0b\n\t_distance2\xc1\x03\n\x0c\x41uditService\x12L\n\tReadAudit\x12\x1d.fedround.v1.ReadAuditRequest\x1a\x1e.fedround.v1.ReadAuditResponse0\x01\x12S\n\x0cGetAuditHead\x12 .fedround.v1.GetAuditHeadRequest\x1a!.fedround.v1.GetAuditHeadResponse\x12_\n\x10GetContributions\x12$.fedround.v1.GetContributionsRequest\x1a%.fedround.v1.GetContributionsResponse\x12P\n\x0bReplayRound\x12\x1f.fedround.v1.ReplayRoundRequest\x1a .fedround.v1.ReplayRoundResponse\x12[\n\x0eReplayTraining\x12\".fedround.v1.ReplayTrainingRequest\x1a#.fedround.v1.ReplayTrainingResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64round/v1/audit.proto\x12\x0b\x66\x65\x64round.v1\x1a\x1d\x66\x65\x64round/v1/aggregation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x01\n\nAuditEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x13\n\x0btraining_id\x18\x05 \x01(\t\x12\x10\n\x08model_id\x18\x06 \x01(\t\x12\x0f\n\x07subject\x18\x07 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x08 \x01(\t\x12\x15\n\rprevious_hash\x18\t \x01(\t\x12\x0c\n\x04hash\x18\n \x01(\t\x12\r\n\x05\x63hain\x18\x0b \x01(\t\":\n\tAuditHead\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\r\n\x05\x63hain\x18\x03 \x01(\t\"e\n\x10ReadAuditRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\t\x12\x12\n\nall_chains\x18\x03 \x01(\x08\x12\x16\n\x0euntil_sequence\x18\x04 \x01(\x04\"\x8a\x01\n\x11ReadAuditResponse\x12$\n\x04head\x18\x01 \x01(\x0b\x32\x16.fedround.v1.AuditHead\x12(\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x17.fedround.v1.AuditEntry\x12%\n\x05heads\x18\x03 \x03(\x0b\x32\x16.fedround.v1.AuditHead\"\x15\n\x13GetAuditHeadRequest\"<\n\x14GetAuditHeadResponse\x12$\n\x04head\x18\x01 \x01(\x0b\x32\x16.fedround.v1.AuditHead\"\x8a\x01\n\x0c\x43ontribution\x12\r\n\x05round\x18\x01 \x01(\r\x12\x11\n\tupdate_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x11\n\tuser_name\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x04\x12\x0e\n\x06weight\x18\x07 \x01(\t\"\xf6\x01\n\x06Origin\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x13\n\x0btraining_id\x18\x06 \x01(\t\x12\r\n\x05round\x18\x07 \x01(\r\x12-\n\x0b\x61ggregation\x18\x08 \x01(\x0b\x32\x18.fedround.v1.Aggregation\x12\x14\n\x0cnum_examples\x18\t \x01(\x04\x12\r\n\x05\x63hain\x18\n \x01(\t\"t\n\x17GetContributionsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\n\n\x08_version\"\x8a\x01\n\x18GetContributionsResponse\x12#\n\x06origin\x18\x01 \x01(\x0b\x32\x13.fedround.v1.Origin\x12\x30\n\rcontributions\x18\x02 \x03(\x0b\x32\x19.fedround.v1.Contribution\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"T\n\x12ReplayRoundRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x1a\n\x12without_client_ids\x18\x03 \x03(\t\"\x97\x01\n\x13ReplayRoundResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\r\x12\x17\n\x0frecorded_sha256\x18\x02 \x01(\t\x12\x17\n\x0freplayed_sha256\x18\x03 \x01(\t\x12\x13\n\x0bnum_updates\x18\x04 \x01(\r\x12\x15\n\x08\x64istance\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_distance\"p\n\x15ReplayTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x1a\n\x12without_client_ids\x18\x02 \x03(\t\x12\x12\n\nmodel_name\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xb9\x01\n\x16ReplayTrainingResponse\x12\r\n\x05round\x18\x01 \x01(\r\x12\x15\n\rmodel_version\x18\x02 \x01(\r\x12\x13\n\x0bnum_updates\x18\x03 \x01(\r\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x15\n\x08\x64istance\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x65xact\x18\x06 \x01(\x08\x12\x0f\n\x07problem\x18\x07 \x01(\t\x12\x10\n\x08model_id\x18\x08 \x01(\tB\x0b\n\t_distance2\xc1\x03\n\x0c\x41uditService\x12L\n\tReadAudit\x12\x1d.fedround.v1.ReadAuditRequest\x1a\x1e.fedround.v1.ReadAuditResponse0\x01\x12S\n\x0cGetAuditHead\x12 .fedround.v1.GetAuditHeadRequest\x1a!.fedround.v1.GetAuditHeadResponse\x12_\n\x10GetContributions\x12$.fedround.v1.GetContributionsRequest\x1a%.fedround.v1.GetContributionsResponse\x12P\n\x0bReplayRound\x12\x1f.fedround.v1.ReplayRoundRequest\x1a .fedround.v1.ReplayRoundResponse\x12[\n\x0eReplayTraining\x12\".fedround.v1.ReplayTrainingRequest\x1a#.fedround.v1.ReplayTrainingResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,33 +34,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedround.v1.audit_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUDITENTRY']._serialized_start=105
-  _globals['_AUDITENTRY']._serialized_end=318
-  _globals['_AUDITHEAD']._serialized_start=320
-  _globals['_AUDITHEAD']._serialized_end=363
-  _globals['_READAUDITREQUEST']._serialized_start=365
-  _globals['_READAUDITREQUEST']._serialized_end=407
-  _globals['_READAUDITRESPONSE']._serialized_start=409
-  _globals['_READAUDITRESPONSE']._serialized_end=508
-  _globals['_GETAUDITHEADREQUEST']._serialized_start=510
-  _globals['_GETAUDITHEADREQUEST']._serialized_end=531
-  _globals['_GETAUDITHEADRESPONSE']._serialized_start=533
-  _globals['_GETAUDITHEADRESPONSE']._serialized_end=593
-  _globals['_CONTRIBUTION']._serialized_start=596
-  _globals['_CONTRIBUTION']._serialized_end=734
-  _globals['_ORIGIN']._serialized_start=737
-  _globals['_ORIGIN']._serialized_end=968
-  _globals['_GETCONTRIBUTIONSREQUEST']._serialized_start=970
-  _globals['_GETCONTRIBUTIONSREQUEST']._serialized_end=1086
-  _globals['_GETCONTRIBUTIONSRESPONSE']._serialized_start=1089
-  _globals['_GETCONTRIBUTIONSRESPONSE']._serialized_end=1227
-  _globals['_REPLAYROUNDREQUEST']._serialized_start=1229
-  _globals['_REPLAYROUNDREQUEST']._serialized_end=1313
-  _globals['_REPLAYROUNDRESPONSE']._serialized_start=1316
-  _globals['_REPLAYROUNDRESPONSE']._serialized_end=1467
-  _globals['_REPLAYTRAININGREQUEST']._serialized_start=1469
-  _globals['_REPLAYTRAININGREQUEST']._serialized_end=1581
-  _globals['_REPLAYTRAININGRESPONSE']._serialized_start=1584
-  _globals['_REPLAYTRAININGRESPONSE']._serialized_end=1769
-  _globals['_AUDITSERVICE']._serialized_start=1772
-  _globals['_AUDITSERVICE']._serialized_end=2221
+  _globals['_AUDITENTRY']._serialized_end=333
+  _globals['_AUDITHEAD']._serialized_start=335
+  _globals['_AUDITHEAD']._serialized_end=393
+  _globals['_READAUDITREQUEST']._serialized_start=395
+  _globals['_READAUDITREQUEST']._serialized_end=496
+  _globals['_READAUDITRESPONSE']._serialized_start=499
+  _globals['_READAUDITRESPONSE']._serialized_end=637
+  _globals['_GETAUDITHEADREQUEST']._serialized_start=639
+  _globals['_GETAUDITHEADREQUEST']._serialized_end=660
+  _globals['_GETAUDITHEADRESPONSE']._serialized_start=662
+  _globals['_GETAUDITHEADRESPONSE']._serialized_end=722
+  _globals['_CONTRIBUTION']._serialized_start=725
+  _globals['_CONTRIBUTION']._serialized_end=863
+  _globals['_ORIGIN']._serialized_start=866
+  _globals['_ORIGIN']._serialized_end=1112
+  _globals['_GETCONTRIBUTIONSREQUEST']._serialized_start=1114
+  _globals['_GETCONTRIBUTIONSREQUEST']._serialized_end=1230
+  _globals['_GETCONTRIBUTIONSRESPONSE']._serialized_start=1233
+  _globals['_GETCONTRIBUTIONSRESPONSE']._serialized_end=1371
+  _globals['_REPLAYROUNDREQUEST']._serialized_start=1373
+  _globals['_REPLAYROUNDREQUEST']._serialized_end=1457
+  _globals['_REPLAYROUNDRESPONSE']._serialized_start=1460
+  _globals['_REPLAYROUNDRESPONSE']._serialized_end=1611
+  _globals['_REPLAYTRAININGREQUEST']._serialized_start=1613
+  _globals['_REPLAYTRAININGREQUEST']._serialized_end=1725
+  _globals['_REPLAYTRAININGRESPONSE']._serialized_start=1728
+  _globals['_REPLAYTRAININGRESPONSE']._serialized_end=1913
+  _globals['_AUDITSERVICE']._serialized_start=1916
+  _globals['_AUDITSERVICE']._serialized_end=2365
 # @@protoc_insertion_point(module_scope)

@@ -36,8 +36,9 @@ class AuditEntry(_message.Message):
     FACTS_FIELD_NUMBER: _builtins.int
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Position in the log: 1, 2, 3, without gaps."""
+    """Position in its chain: 1, 2, 3, without gaps."""
     user_id: _builtins.str
     """UUID of the user who acted; empty for the server itself, and for an unauthenticated peer."""
     action: _builtins.str
@@ -51,9 +52,13 @@ class AuditEntry(_message.Message):
     facts: _builtins.str
     """Further facts as a JSON object: sorted keys, ASCII, no white space. The hash covers this text as it is."""
     previous_hash: _builtins.str
-    """Hash of the previous entry, in hex; 64 zeros for the first entry."""
+    """Hash of the previous entry, in hex. For the first entry of the server's chain 64 zeros; for that of a training's chain
+    the hash of the entry chain_begun of the server's chain.
+    """
     hash: _builtins.str
-    """SHA-256 of the other fields in hex, computed as docs/audit.md describes."""
+    """SHA-256 of the fields from sequence to previous_hash in hex, computed as docs/audit.md describes."""
+    chain: _builtins.str
+    """The chain of the entry: UUID of a training, or empty for the server's."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was written, in whole microseconds."""
@@ -71,10 +76,11 @@ class AuditEntry(_message.Message):
         facts: _builtins.str = ...,
         previous_hash: _builtins.str = ...,
         hash: _builtins.str = ...,
+        chain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "facts", b"facts", "hash", b"hash", "model_id", b"model_id", "previous_hash", b"previous_hash", "sequence", b"sequence", "subject", b"subject", "time", b"time", "training_id", b"training_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "chain", b"chain", "facts", b"facts", "hash", b"hash", "model_id", b"model_id", "previous_hash", b"previous_hash", "sequence", b"sequence", "subject", b"subject", "time", b"time", "training_id", b"training_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -82,25 +88,29 @@ Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
 
 @_typing.final
 class AuditHead(_message.Message):
-    """The end of the audit chain."""
+    """The end of an audit chain."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence of the last entry; 0 if there is none."""
     hash: _builtins.str
     """Its hash in hex; 64 zeros if there is none."""
+    chain: _builtins.str
+    """The chain: UUID of a training, or empty for the server's."""
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         hash: _builtins.str = ...,
+        chain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hash", b"hash", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,16 +123,32 @@ class ReadAuditRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    ALL_CHAINS_FIELD_NUMBER: _builtins.int
+    UNTIL_SEQUENCE_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
-    """Start after this sequence; 0 to start with the first entry."""
+    """Start after this sequence of the chain; 0 to start with its first entry."""
+    chain: _builtins.str
+    """The chain: UUID of a training, or empty for the server's."""
+    all_chains: _builtins.bool
+    """Go on with the chains that follow, in the order of the stream: first the server's, then those of the trainings. A
+    stream that was cut goes on behind the last entry, with its chain and its sequence.
+    """
+    until_sequence: _builtins.int
+    """With all_chains: a sequence of the server's chain. Chains of trainings that begin behind it are left out, so that a
+    reader of the server's chain up to there knows all others. 0 for the head at the time of the call.
+    """
     def __init__(
         self,
         *,
         after_sequence: _builtins.int = ...,
+        chain: _builtins.str = ...,
+        all_chains: _builtins.bool = ...,
+        until_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "all_chains", b"all_chains", "chain", b"chain", "until_sequence", b"until_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -136,23 +162,29 @@ class ReadAuditResponse(_message.Message):
 
     HEAD_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def head(self) -> Global___AuditHead:
-        """The head at which the stream will end; only in the first message."""
+        """The head of the chain, up to which it is read; with all_chains that of the server's chain. Only in the first message."""
 
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEntry]:
         """Entries, as many as fit into a message."""
+
+    @_builtins.property
+    def heads(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditHead]:
+        """With all_chains: the heads of trainings' chains whose entries have ended."""
 
     def __init__(
         self,
         *,
         head: Global___AuditHead | None = ...,
         entries: _abc.Iterable[Global___AuditEntry] | None = ...,
+        heads: _abc.Iterable[Global___AuditHead] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "head", b"head"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "head", b"head", "heads", b"heads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,7 +216,7 @@ class GetAuditHeadResponse(_message.Message):
     HEAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def head(self) -> Global___AuditHead:
-        """The head."""
+        """The head of the server's chain."""
 
     def __init__(
         self,
@@ -262,6 +294,7 @@ class Origin(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     AGGREGATION_FIELD_NUMBER: _builtins.int
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
@@ -269,13 +302,15 @@ class Origin(_message.Message):
     sha256: _builtins.str
     """SHA-256 of its file in hex."""
     sequence: _builtins.int
-    """Sequence of the entry in the audit log that records it."""
+    """Sequence of the entry in the audit log that records it, in its chain."""
     training_id: _builtins.str
     """UUID of the training that made it; empty for version 0, which was uploaded or copied."""
     round: _builtins.int
     """Number of the round that made it."""
     num_examples: _builtins.int
     """Total number of examples behind the updates of that round."""
+    chain: _builtins.str
+    """The chain of the entry: UUID of a training, or empty for the server's."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -296,10 +331,11 @@ class Origin(_message.Message):
         round: _builtins.int = ...,
         aggregation: _aggregation_pb2.Aggregation | None = ...,
         num_examples: _builtins.int = ...,
+        chain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "create_time", b"create_time", "model_id", b"model_id", "num_examples", b"num_examples", "round", b"round", "sequence", b"sequence", "sha256", b"sha256", "training_id", b"training_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "chain", b"chain", "create_time", b"create_time", "model_id", b"model_id", "num_examples", b"num_examples", "round", b"round", "sequence", b"sequence", "sha256", b"sha256", "training_id", b"training_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

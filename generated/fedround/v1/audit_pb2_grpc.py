@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class AuditServiceStub(object):
-    """Reads the audit log. A server has one log, whose entries form a hash chain, the audit chain. Changing, removing or
-    inserting an entry breaks the chain, or changes its head, which can be compared with a head that was saved earlier.
+    """Reads the audit log. Its entries form hash chains, the audit chains: one for each training, and one for everything else,
+    the server's. Changing, removing or inserting an entry breaks its chain, or changes its head. The server's chain has
+    where each training's chain begins, and its heads, and can be compared with a head of its own that was saved earlier.
     docs/audit.md describes the content.
     """
 
@@ -65,20 +66,22 @@ class AuditServiceStub(object):
 
 
 class AuditServiceServicer(object):
-    """Reads the audit log. A server has one log, whose entries form a hash chain, the audit chain. Changing, removing or
-    inserting an entry breaks the chain, or changes its head, which can be compared with a head that was saved earlier.
+    """Reads the audit log. Its entries form hash chains, the audit chains: one for each training, and one for everything else,
+    the server's. Changing, removing or inserting an entry breaks its chain, or changes its head. The server's chain has
+    where each training's chain begins, and its heads, and can be compared with a head of its own that was saved earlier.
     docs/audit.md describes the content.
     """
 
     def ReadAudit(self, request, context):
-        """Streams the entries after a sequence, up to the head at the time of the call. Admins only.
+        """Streams the entries of one chain or of all after a sequence, up to their heads. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAuditHead(self, request, context):
-        """Returns the head of the chain. Save it elsewhere, to verify the chain against it later. Admins only.
+        """Records the heads of the trainings' chains that have grown in the server's chain, and returns the head of that, which
+        so covers all entries written before. Save it elsewhere, to verify the log against it later. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,8 +149,9 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService(object):
-    """Reads the audit log. A server has one log, whose entries form a hash chain, the audit chain. Changing, removing or
-    inserting an entry breaks the chain, or changes its head, which can be compared with a head that was saved earlier.
+    """Reads the audit log. Its entries form hash chains, the audit chains: one for each training, and one for everything else,
+    the server's. Changing, removing or inserting an entry breaks its chain, or changes its head. The server's chain has
+    where each training's chain begins, and its heads, and can be compared with a head of its own that was saved earlier.
     docs/audit.md describes the content.
     """
 

@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuditServiceStub:
-    """Reads the audit log. A server has one log, whose entries form a hash chain, the audit chain. Changing, removing or
-    inserting an entry breaks the chain, or changes its head, which can be compared with a head that was saved earlier.
+    """Reads the audit log. Its entries form hash chains, the audit chains: one for each training, and one for everything else,
+    the server's. Changing, removing or inserting an entry breaks its chain, or changes its head. The server's chain has
+    where each training's chain begins, and its heads, and can be compared with a head of its own that was saved earlier.
     docs/audit.md describes the content.
     """
 
@@ -37,9 +38,11 @@ class AuditServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     ReadAudit: _grpc.UnaryStreamMultiCallable[_audit_pb2.ReadAuditRequest, _audit_pb2.ReadAuditResponse]
-    """Streams the entries after a sequence, up to the head at the time of the call. Admins only."""
+    """Streams the entries of one chain or of all after a sequence, up to their heads. Admins only."""
     GetAuditHead: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetAuditHeadRequest, _audit_pb2.GetAuditHeadResponse]
-    """Returns the head of the chain. Save it elsewhere, to verify the chain against it later. Admins only."""
+    """Records the heads of the trainings' chains that have grown in the server's chain, and returns the head of that, which
+    so covers all entries written before. Save it elsewhere, to verify the log against it later. Admins only.
+    """
     GetContributions: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetContributionsRequest, _audit_pb2.GetContributionsResponse]
     """Lists the updates that made a version of a model. For the model's owner; and for viewers, if a training made it."""
     ReplayRound: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ReplayRoundRequest, _audit_pb2.ReplayRoundResponse]
@@ -55,16 +58,19 @@ class AuditServiceStub:
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
-    """Reads the audit log. A server has one log, whose entries form a hash chain, the audit chain. Changing, removing or
-    inserting an entry breaks the chain, or changes its head, which can be compared with a head that was saved earlier.
+    """Reads the audit log. Its entries form hash chains, the audit chains: one for each training, and one for everything else,
+    the server's. Changing, removing or inserting an entry breaks its chain, or changes its head. The server's chain has
+    where each training's chain begins, and its heads, and can be compared with a head of its own that was saved earlier.
     docs/audit.md describes the content.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReadAudit: _aio.UnaryStreamMultiCallable[_audit_pb2.ReadAuditRequest, _audit_pb2.ReadAuditResponse]  # type: ignore[assignment]
-    """Streams the entries after a sequence, up to the head at the time of the call. Admins only."""
+    """Streams the entries of one chain or of all after a sequence, up to their heads. Admins only."""
     GetAuditHead: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetAuditHeadRequest, _audit_pb2.GetAuditHeadResponse]  # type: ignore[assignment]
-    """Returns the head of the chain. Save it elsewhere, to verify the chain against it later. Admins only."""
+    """Records the heads of the trainings' chains that have grown in the server's chain, and returns the head of that, which
+    so covers all entries written before. Save it elsewhere, to verify the log against it later. Admins only.
+    """
     GetContributions: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetContributionsRequest, _audit_pb2.GetContributionsResponse]  # type: ignore[assignment]
     """Lists the updates that made a version of a model. For the model's owner; and for viewers, if a training made it."""
     ReplayRound: _aio.UnaryUnaryMultiCallable[_audit_pb2.ReplayRoundRequest, _audit_pb2.ReplayRoundResponse]  # type: ignore[assignment]
@@ -79,8 +85,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Reads the audit log. A server has one log, whose entries form a hash chain, the audit chain. Changing, removing or
-    inserting an entry breaks the chain, or changes its head, which can be compared with a head that was saved earlier.
+    """Reads the audit log. Its entries form hash chains, the audit chains: one for each training, and one for everything else,
+    the server's. Changing, removing or inserting an entry breaks its chain, or changes its head. The server's chain has
+    where each training's chain begins, and its heads, and can be compared with a head of its own that was saved earlier.
     docs/audit.md describes the content.
     """
 
@@ -90,7 +97,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.ReadAuditRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_audit_pb2.ReadAuditResponse], _abc.AsyncIterator[_audit_pb2.ReadAuditResponse]]:
-        """Streams the entries after a sequence, up to the head at the time of the call. Admins only."""
+        """Streams the entries of one chain or of all after a sequence, up to their heads. Admins only."""
 
     @_abc_1.abstractmethod
     def GetAuditHead(
@@ -98,7 +105,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.GetAuditHeadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetAuditHeadResponse, _abc.Awaitable[_audit_pb2.GetAuditHeadResponse]]:
-        """Returns the head of the chain. Save it elsewhere, to verify the chain against it later. Admins only."""
+        """Records the heads of the trainings' chains that have grown in the server's chain, and returns the head of that, which
+        so covers all entries written before. Save it elsewhere, to verify the log against it later. Admins only.
+        """
 
     @_abc_1.abstractmethod
     def GetContributions(

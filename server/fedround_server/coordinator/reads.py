@@ -20,7 +20,6 @@ class Reads:
         self.model_versions = store.models.page_versions
         self.metrics = store.models.metrics
         self.users = store.users.page
-        self.audit_head = store.audit.head
         self.origin = store.audit.origin
 
     async def reader_of_training(self, caller: User, training_id: str) -> str:

@@ -1,4 +1,4 @@
-"""The audit log: who changed what, and which calls were denied, as one chain of hashes."""
+"""The audit log: who changed what, and which calls were denied, as chains of hashes."""
 
 import hashlib
 import json
@@ -13,7 +13,9 @@ from fedround_server.domain.aggregation import Aggregation
 DOMAIN = "fedround.audit.v1"
 """Hashed before the fields, so that no other use of SHA-256 produces the hash of an entry."""
 START = "0" * 64
-"""The previous_hash of the first entry."""
+"""The previous_hash of the first entry of the server's chain."""
+SERVER = ""
+"""The chain of what concerns no training; that of a training has its id."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 acting: ContextVar[str] = ContextVar("acting", default="")
@@ -44,7 +46,7 @@ class AuditRecord:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """An entry of the chain; facts are canonical JSON, and are hashed as text."""
+    """An entry of a chain; facts are canonical JSON, and are hashed as text."""
 
     sequence: int
     time: datetime
@@ -56,14 +58,34 @@ class AuditEntry:
     facts: str
     previous_hash: str
     hash: str
+    chain: str
 
 
 @dataclass(frozen=True, slots=True)
 class AuditHead:
-    """The sequence and hash of the last entry; sequence 0 if the log is empty."""
+    """The sequence and hash of the last entry of a chain; sequence 0 if it is empty."""
 
     sequence: int
     hash: str
+    chain: str = SERVER
+
+    def __str__(self) -> str:
+        return f"{self.sequence}:{self.hash}"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Some entries of the trainings' chains.
+
+    Attributes:
+        entries: The entries, in the order of chains, and in order within each.
+        heads: The heads of the chains whose last entry is among them, or was in the page before.
+        next: The chain and the sequence behind which the next page begins; None after the last one.
+    """
+
+    entries: Sequence[AuditEntry]
+    heads: Sequence[AuditHead]
+    next: tuple[str, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +110,7 @@ class Origin:
     sha256: str
     create_time: datetime
     sequence: int
+    chain: str
     training_id: str = ""
     round: int = 0
     aggregation: Aggregation | None = None
@@ -96,14 +119,14 @@ class Origin:
 
 
 def audit_chain(records: Iterable[AuditRecord], user_id: str, head: AuditHead, time: datetime) -> list[AuditEntry]:
-    """Returns the entries that append records to the chain, in their order; user_id is empty for the server itself."""
+    """Returns the entries that append records to a chain, in their order; user_id is empty for the server itself."""
     entries: list[AuditEntry] = []
     for record in records:
         about = (record.action, record.training_id, record.model_id, record.subject, to_json(record.facts))
         sequence, previous = head.sequence + 1, head.hash
         micros = (time - EPOCH) // timedelta(microseconds=1)
-        head = AuditHead(sequence, digest((sequence, micros, user_id, *about, previous)))
-        entries.append(AuditEntry(sequence, time, user_id, *about, previous, head.hash))
+        head = AuditHead(sequence, digest((sequence, micros, user_id, *about, previous)), head.chain)
+        entries.append(AuditEntry(sequence, time, user_id, *about, previous, head.hash, head.chain))
     return entries
 
 

@@ -1,12 +1,13 @@
 """AuditService."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 
 from fedround.v1 import audit_pb2, audit_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.counterfactuals import ComputedVersion
-from fedround_server.domain.audit import AuditEntry, AuditHead, Origin
+from fedround_server.domain.audit import SERVER, AuditEntry, AuditHead, Origin
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.model import Model
 from fedround_server.interceptors.auth import caller
@@ -28,22 +29,27 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         self, request: audit_pb2.ReadAuditRequest, context: Call
     ) -> None:
         """Streams entries, as many per message as fit."""
-        if request.after_sequence > MAX_SEQUENCE:
-            raise FieldInvalid("after_sequence", "is beyond the end of any log")
-        head = await self._reads.audit_head()
+        after = _parse_sequence("after_sequence", request.after_sequence)
+        until = _parse_sequence("until_sequence", request.until_sequence)
+        chain = fields.parse_optional_id("chain", request.chain) or SERVER
+        head = await self._audit.head(SERVER if request.all_chains else chain)
         await context.write(audit_pb2.ReadAuditResponse(head=_head(head)))
-        async for batch in self._audit.read(request.after_sequence, head):
-            entries = batch
-            while entries:
-                messages = pages.fitting(entries, _entry)
-                await context.write(audit_pb2.ReadAuditResponse(entries=messages))
-                entries = entries[len(messages) :]
+        # A stream that was cut ends where it should have ended.
+        until = min(until or head.sequence, head.sequence)
+        if chain == head.chain:
+            async for batch in self._audit.read(chain, after, until):
+                await _write(context, batch)
+        if request.all_chains:
+            async for page in self._audit.read_trainings(chain, after, until):
+                await _write(context, page.entries)
+                if page.heads:
+                    await context.write(audit_pb2.ReadAuditResponse(heads=map(_head, page.heads)))
 
     async def GetAuditHead(
         self, request: audit_pb2.GetAuditHeadRequest, context: Call
     ) -> audit_pb2.GetAuditHeadResponse:
-        """Returns the last entry's sequence and hash."""
-        return audit_pb2.GetAuditHeadResponse(head=_head(await self._reads.audit_head()))
+        """Returns the sequence and hash of the last entry of the server's chain."""
+        return audit_pb2.GetAuditHeadResponse(head=_head(await self._audit.head()))
 
     async def GetContributions(
         self, request: audit_pb2.GetContributionsRequest, context: Call
@@ -104,12 +110,25 @@ def _branch(found: ComputedVersion | Model) -> audit_pb2.ReplayTrainingResponse:
     )
 
 
+async def _write(context: Call, entries: Sequence[AuditEntry]) -> None:
+    while entries:
+        messages = pages.fitting(entries, _entry)
+        await context.write(audit_pb2.ReadAuditResponse(entries=messages))
+        entries = entries[len(messages) :]
+
+
+def _parse_sequence(field: str, value: int) -> int:
+    if value > MAX_SEQUENCE:
+        raise FieldInvalid(field, "is beyond the end of any log")
+    return value
+
+
 def _entry(found: AuditEntry) -> audit_pb2.AuditEntry:
     return audit_pb2.AuditEntry(**{**asdict(found), "time": convert.timestamp(found.time)})
 
 
 def _head(found: AuditHead) -> audit_pb2.AuditHead:
-    return audit_pb2.AuditHead(sequence=found.sequence, hash=found.hash)
+    return audit_pb2.AuditHead(sequence=found.sequence, hash=found.hash, chain=found.chain)
 
 
 def _origin(found: Origin) -> audit_pb2.Origin:
@@ -119,6 +138,7 @@ def _origin(found: Origin) -> audit_pb2.Origin:
         sha256=found.sha256,
         create_time=convert.timestamp(found.create_time),
         sequence=found.sequence,
+        chain=found.chain,
         training_id=found.training_id,
         round=found.round,
         aggregation=None if found.aggregation is None else aggregation.write(found.aggregation),

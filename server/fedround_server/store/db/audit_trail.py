@@ -8,12 +8,12 @@ from typing import Any
 
 from peewee import ModelSelect
 
-from fedround_server.domain.audit import AuditHead, AuditRecord, audit_chain
+from fedround_server.domain.audit import SERVER, AuditEntry, AuditHead, AuditRecord, audit_chain
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.db.rows import insert, locked, new_row, save
+from fedround_server.store.tables.audit_schema import AuditHeadRow, AuditRow
 from fedround_server.store.tables.base import Row
 from fedround_server.store.tables.mapping import from_entry
-from fedround_server.store.tables.schema import AuditHeadRow, AuditRow
 
 _records: ContextVar[list[AuditRecord]] = ContextVar("records")
 
@@ -28,6 +28,8 @@ def record(
     **facts: Any,
 ) -> None:
     """Records a change of the running verb; it becomes an entry of the audit log if the verb commits.
+
+    The entry is in the chain of the training that it is about, or in the server's.
 
     `about` is the row of the training, the round or the model that it is about; `AuditRecord` describes the rest.
     """
@@ -56,19 +58,44 @@ def write(changes: Iterable[tuple[str, Sequence[AuditRecord]]], now: Callable[[]
     changes = [(user_id, records) for user_id, records in changes if records]
     if not changes:
         return
-    # The lock on the head makes every change wait for the commit of the one before it. A transaction that holds the
-    # head waits for no other lock: so there is no deadlock, and no wait is longer than a commit.
-    row = _head.one()
-    head, entries = AuditHead(row.sequence, row.hash), []
+    chains = {record.training_id for _, records in changes for record in records}
+    # The lock on the head of a chain makes changes wait for the commit of the one before. Heads are locked after all
+    # other rows, and always in this order: trainings by id, then the server. So there is no deadlock, and a
+    # transaction that holds a head waits for commits alone.
+    heads = {chain: row for chain in sorted(chains - {SERVER}) if (row := _head.first(chain)) is not None}
+    begun = {chain: new_row(AuditHeadRow, chain=chain) for chain in sorted(chains - heads.keys() - {SERVER})}
+    if begun or SERVER in chains:
+        heads[SERVER] = _head.one(SERVER)
+    entries: list[AuditEntry] = []
     for user_id, records in changes:
-        chain = audit_chain(records, user_id, head, now())
-        head = AuditHead(chain[-1].sequence, chain[-1].hash)
-        entries += chain
+        time = now()
+        for chain, some in _by_chain(records).items():
+            if chain not in heads:
+                (start,) = _extend(heads[SERVER], [AuditRecord("chain_begun", chain)], user_id, time)
+                entries.append(start)
+                heads[chain] = begun[chain]
+                heads[chain].sequence, heads[chain].hash, heads[chain].start = 0, start.hash, start.sequence
+            entries += _extend(heads[chain], some, user_id, time)
     insert(*(new_row(AuditRow, **from_entry(entry)) for entry in entries))
-    row.sequence, row.hash = head.sequence, head.hash
-    save(row)
+    insert(*begun.values())
+    for row in heads.values():
+        save(row)
+
+
+def _by_chain(records: Iterable[AuditRecord]) -> Mapping[str, Sequence[AuditRecord]]:
+    found: dict[str, list[AuditRecord]] = {}
+    for one in records:
+        found.setdefault(one.training_id, []).append(one)
+    return found
+
+
+def _extend(row: AuditHeadRow, records: Iterable[AuditRecord], user_id: str, time: datetime) -> Sequence[AuditEntry]:
+    """Returns the entries that append records to a chain, and makes the last one its head."""
+    entries = audit_chain(records, user_id, AuditHead(row.sequence, row.hash, row.chain), time)
+    row.sequence, row.hash = entries[-1].sequence, entries[-1].hash
+    return entries
 
 
 @compiled
-def _head() -> "ModelSelect[AuditHeadRow]":
-    return locked(AuditHeadRow.select())
+def _head(chain: str) -> "ModelSelect[AuditHeadRow]":
+    return locked(AuditHeadRow.select().where(AuditHeadRow.chain == chain))

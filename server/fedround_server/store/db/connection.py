@@ -159,10 +159,17 @@ def reading(url: str | Path) -> Iterator[None]:
 @contextmanager
 def exporting_snapshot() -> Iterator[str]:
     """Reads one state of the PostgreSQL database within the block; yields the id by which others can read it, too."""
-    database = database_proxy.obj
-    with database.atomic():
-        database.execute_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        yield str(database.execute_sql("SELECT pg_export_snapshot()").fetchone()[0])
+    with reading_one_state():
+        yield str(database_proxy.obj.execute_sql("SELECT pg_export_snapshot()").fetchone()[0])
+
+
+@contextmanager
+def reading_one_state() -> Iterator[None]:
+    """Lets the statements of the block see the same state of the database, which `reading` has opened."""
+    with database_proxy.obj.atomic():
+        if isinstance(database_proxy.obj, PooledPostgresqlDatabase):
+            database_proxy.obj.execute_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield
 
 
 def is_empty(url: str) -> bool:

@@ -42,12 +42,12 @@ from fedround_server.domain.training import (
 from fedround_server.domain.uncertainty import Swag, to_uncertainty
 from fedround_server.domain.update import Update
 from fedround_server.domain.user import Role, User
+from fedround_server.store.tables.audit_schema import AuditRow
 from fedround_server.store.tables.base import InstantField, SharedJson
 from fedround_server.store.tables.policy import from_cohort, from_policy, to_cohort, to_policy
 from fedround_server.store.tables.schema import (
     ArtifactRow,
     AssignmentRow,
-    AuditRow,
     EventRow,
     ModelBaseRow,
     ModelRow,

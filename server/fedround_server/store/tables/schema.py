@@ -16,7 +16,14 @@ from peewee import (
 )
 
 # Their tables are among TABLES.
-from fedround_server.store.tables import control_schema, failure_schema, privacy_schema, report_schema, shadow_schema  # noqa: F401
+from fedround_server.store.tables import (  # noqa: F401
+    audit_schema,
+    control_schema,
+    failure_schema,
+    privacy_schema,
+    report_schema,
+    shadow_schema,
+)
 from fedround_server.store.tables.base import InstantField, JsonField, MetricsField, Row, SharedJsonField, id_field
 
 
@@ -356,36 +363,6 @@ class EventRow(Row):
     class Meta:
         table_name = "event"
         primary_key = CompositeKey("training_id", "sequence")
-
-
-class AuditRow(Row):
-    """One entry of the audit log; what does not apply is empty. Rows are never changed and never removed."""
-
-    sequence = BigIntegerField(primary_key=True)
-    time = InstantField()
-    user_id = id_field()
-    action = CharField(max_length=32)
-    training_id = id_field()
-    model_id = id_field()
-    subject = CharField(max_length=64)
-    facts = TextField()
-    previous_hash = CharField(max_length=64)
-    hash = CharField(max_length=64)
-
-    class Meta:
-        table_name = "audit"
-        indexes = ((("training_id", "action", "subject"), False), (("model_id", "action", "subject"), False))
-
-
-class AuditHeadRow(Row):
-    """The last entry of the audit log, in a single row: the lock that orders the entries."""
-
-    id = IntegerField(primary_key=True)
-    sequence = BigIntegerField()
-    hash = CharField(max_length=64)
-
-    class Meta:
-        table_name = "audit_head"
 
 
 TABLES: tuple[type[Row], ...] = tuple(Row.__subclasses__())

@@ -90,7 +90,7 @@ def _select(training: TrainingRow, spec: TrainingSpec, metrics: Mapping[str, flo
     if spec.selection.prefers(value, training.best_value):
         training.best_value = value
         training.best_version = training.model_version
-        put_tag(training.model_id, training.model_version, BEST)
+        put_tag(training.model_id, training.model_version, BEST, training.training_id)
 
 
 def _assign(row: RoundRow, outcome: Assignment, updates: Sequence[UpdateRow]) -> None:

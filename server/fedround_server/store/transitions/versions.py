@@ -157,14 +157,17 @@ def begin_deltas(model_id: str) -> None:
         ModelBaseRow.create(model_id=model_id, **from_blob(to_blob(get_version(model_id, 0))))
 
 
-def put_tag(model_id: str, version: int, tag: str) -> None:
-    """Puts a tag on a version, and removes it from the version that had it, unless several may have it."""
+def put_tag(model_id: str, version: int, tag: str, training_id: str = "") -> None:
+    """Puts a tag on a version, and removes it from the version that had it, unless several may have it.
+
+    A training that does so has it in its own audit chain.
+    """
     others = TagRow.delete().where(TagRow.model_id == model_id, TagRow.tag == tag)
     if tag == PINNED:
         others = others.where(TagRow.version == version)
     others.execute()
-    row = TagRow.create(model_id=model_id, version=version, tag=tag)
-    record("version_tagged", row, subject=version, tag=tag)
+    TagRow.create(model_id=model_id, version=version, tag=tag)
+    append(AuditRecord("version_tagged", training_id, model_id, str(version), {"tag": tag}))
 
 
 def remove_tag(model_id: str, version: int, tag: str) -> None:
