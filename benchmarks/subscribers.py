@@ -95,7 +95,6 @@ class Driver:
         self._rounds, self._audit = RoundServiceStub(channel), AuditServiceStub(channel)
         self._trainings = TrainingServiceStub(channel)
         self._clients = list(tokens)
-        self._audited = 0
         self.create(RoundPolicy(min_updates=1))
         self.start()
 
@@ -106,7 +105,7 @@ class Driver:
         )
         messages = iter([CreateTrainingRequest(spec=spec, chunk=MODEL)])
         self.training_id = self._trainings.CreateTraining(messages, metadata=self.admin).training.training_id
-        self._round = 0
+        self._round, self._audited = 0, 0
 
     def start(self) -> None:
         """Starts the training."""
@@ -132,7 +131,8 @@ class Driver:
     def commit_time(self) -> float:
         """Returns when the last of these was done: this time is the last thing that is written before the commit."""
         last = 0.0
-        for message in self._audit.ReadAudit(ReadAuditRequest(after_sequence=self._audited), metadata=self.admin):
+        request = ReadAuditRequest(chain=self.training_id, after_sequence=self._audited)
+        for message in self._audit.ReadAudit(request, metadata=self.admin):
             for entry in message.entries:
                 self._audited = entry.sequence
                 if entry.action in ("round_opened", "round_extended", "training_removed"):

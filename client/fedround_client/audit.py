@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from fedround.v1 import audit_pb2
 from fedround.v1.audit_pb2 import Contribution, Origin, ReplayRoundResponse, ReplayTrainingResponse
@@ -165,14 +166,13 @@ class AuditCalls:
         request = audit_pb2.ReadAuditRequest(after_sequence=after, all_chains=True, until_sequence=head.sequence)
         in_server_chain = True
         for message in self._read(request):
-            for entry in map(AuditEntry.from_message, message.entries):
-                if in_server_chain and entry.chain != SERVER:
+            for item in _items(message):
+                if in_server_chain and item.chain != SERVER:
                     in_server_chain = False
                     yield head
                 # A server of an earlier version knows no `until_sequence`.
-                if entry.chain != SERVER or entry.sequence <= head.sequence:
-                    yield entry
-            yield from map(_head, message.heads)
+                if item.chain != SERVER or item.sequence <= head.sequence:
+                    yield item
         if in_server_chain:
             yield head
 
@@ -203,6 +203,17 @@ class AuditCalls:
         finally:
             if stream is not None:
                 stream.cancel()
+
+
+def _items(message: audit_pb2.ReadAuditResponse) -> Iterator[AuditEntry | AuditHead]:
+    """Yields what a message has, in order: each head follows the last entry of its chain."""
+    heads = {head.chain: _head(head) for head in message.heads}
+    here = {entry.chain for entry in message.entries}
+    yield from (head for chain, head in heads.items() if chain not in here)
+    for chain, entries in groupby(message.entries, lambda entry: entry.chain):
+        yield from map(AuditEntry.from_message, entries)
+        if chain in heads:
+            yield heads[chain]
 
 
 def _head(message: audit_pb2.AuditHead) -> AuditHead:

@@ -158,8 +158,9 @@ class AuditVerifier:
         """Goes on with the chain of a training."""
         self._leave()
         if chain not in self._awaited:
-            known = "comes a second time" if chain in self._begun or chain == SERVER else "begins nowhere"
-            raise AuditBroken(1, f"its chain {known}, according to the server's chain", chain)
+            known = chain == SERVER or chain in self._begun
+            problem = "its chain comes a second time" if known else "the server's chain does not have its chain"
+            raise AuditBroken(1, problem, chain)
         self._chain = self._awaited.pop(chain)
 
     def _expect_anchor(self, chain: _Chain) -> None:

@@ -62,26 +62,22 @@ def write(file: TextIO) -> None:
     while entries := find_entries(SERVER, after, head.sequence, BATCH):
         _write(file, entries)
         after = entries[-1].sequence
-    _write_head(file, head)
+    _write(file, [head])
     position: tuple[str, int] | None = (SERVER, after)
     while position is not None:
         page = read_page(*position, head.sequence, BATCH)
-        _write(file, page.entries)
-        for one in page.heads:
-            _write_head(file, one)
+        _write(file, page.items)
         position = page.next
 
 
-def _write(file: TextIO, entries: Iterable[AuditEntry]) -> None:
-    file.writelines(json.dumps(_to_json(entry)) + "\n" for entry in entries)
+def _write(file: TextIO, items: Iterable[AuditEntry | AuditHead]) -> None:
+    file.writelines(json.dumps(_to_json(item)) + "\n" for item in items)
 
 
-def _write_head(file: TextIO, head: AuditHead) -> None:
-    file.write(json.dumps({"head": str(head), "chain": head.chain}) + "\n")
-
-
-def _to_json(entry: AuditEntry) -> dict[str, str | int]:
-    fields = asdict(entry)
+def _to_json(item: AuditEntry | AuditHead) -> dict[str, str | int]:
+    if isinstance(item, AuditHead):
+        return {"head": str(item), "chain": item.chain}
+    fields = asdict(item)
     time_us = (fields.pop("time") - EPOCH) // timedelta(microseconds=1)
     return {"sequence": fields.pop("sequence"), "time_us": time_us, **fields}
 

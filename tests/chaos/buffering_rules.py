@@ -34,7 +34,7 @@ def buffered_updates_count_once_in_time(facts: Facts, history: History) -> Findi
     versions: dict[tuple[str, str], int] = {}
     outcomes: Counter[str] = Counter()
     counted: Counter[tuple[str, str, int]] = Counter()
-    for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
+    for row in facts.entries:
         training_id = row["training_id"]
         if training_id not in buffered:
             continue

@@ -8,10 +8,10 @@ RELEASED = """SELECT e.training_id, e.sequence, u.user_id FROM event e
 
 def add_entry_again(run: DamagedRun, action: str) -> None:
     """Adds the first entry of a kind to the audit log once more."""
-    columns = "time, user_id, action, training_id, model_id, subject, facts, previous_hash, hash"
+    columns = "chain, time, user_id, action, training_id, model_id, subject, facts, previous_hash, hash"
     run.sql(
         f"INSERT INTO audit (sequence, {columns}) SELECT sequence + 100000, {columns} FROM audit"
-        " WHERE sequence = (SELECT MIN(sequence) FROM audit WHERE action = ?)",
+        " WHERE rowid = (SELECT MIN(rowid) FROM audit WHERE action = ?)",
         action,
     )
 

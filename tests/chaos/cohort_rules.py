@@ -24,7 +24,7 @@ OF_A_ROUND = ("RoundStarted", "RoundExtended", "RoundClosed", "WorkNotNeeded")
 def cohorts_are_drawn_by_the_rule(facts: Facts, history: History) -> Findings:
     """Each cohort was drawn once; it has the members, and as many, that the rule makes of the seed and the ledger."""
     replay = _Replay(facts)
-    for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
+    for row in facts.entries:
         yield from replay.read(row, json.loads(row["facts"]))
     rows = facts.by("cohort", "training_id", "number")
     for key, members in rows.items():
@@ -36,7 +36,7 @@ def cohorts_are_drawn_by_the_rule(facts: Facts, history: History) -> Findings:
 def draws_are_as_told(facts: Facts, history: History) -> Findings:
     """What GetRound ever said of a draw is what the ledger says: no draw that was seen was made anew."""
     chosen: dict[tuple[str, int], dict[int, tuple[dict[str, Any], set[str]]]] = defaultdict(dict)
-    for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
+    for row in facts.entries:
         if row["action"] in ("round_opened", "round_extended"):
             found, draws = json.loads(row["facts"]), chosen[row["training_id"], int(row["subject"])]
             told, before = draws[max(draws)] if draws else ({}, set())

@@ -290,14 +290,29 @@ def a_removed_user_is_there(run: DamagedRun) -> None:
     run.acknowledge("user_removed", user_id=run.one("SELECT user_id FROM users WHERE remove_time IS NULL")[0])
 
 
-@breaks("the_audit_log_is_a_chain")
+@breaks("the_audit_log_is_chained")
 def an_entry_of_the_audit_log_is_changed(run: DamagedRun) -> None:
     run.sql("UPDATE audit SET user_id = 'x' WHERE sequence = 3")
 
 
-@breaks("the_audit_log_is_a_chain")
+@breaks("the_audit_log_is_chained")
 def an_entry_of_the_audit_log_is_gone(run: DamagedRun) -> None:
     run.sql("DELETE FROM audit WHERE sequence = (SELECT MAX(sequence) FROM audit)")
+
+
+@breaks("the_audit_log_is_chained")
+def an_audit_chain_is_gone(run: DamagedRun) -> None:
+    (chain,) = run.one("SELECT chain FROM audit WHERE action = 'training_removed'")
+    run.sql("DELETE FROM audit WHERE chain = ?", chain)
+    run.sql("DELETE FROM audit_head WHERE chain = ?", chain)
+
+
+@breaks("the_audit_log_is_chained")
+def the_end_of_an_audit_chain_is_cut_off(run: DamagedRun) -> None:
+    chain, sequence = run.one("SELECT chain, sequence FROM audit WHERE action = 'training_removed'")
+    run.sql("DELETE FROM audit WHERE chain = ? AND sequence = ?", chain, sequence)
+    (digest,) = run.one("SELECT hash FROM audit WHERE chain = ? AND sequence = ?", chain, sequence - 1)
+    run.sql("UPDATE audit_head SET sequence = sequence - 1, hash = ? WHERE chain = ?", digest, chain)
 
 
 @breaks("the_ledger_knows_what_counts")

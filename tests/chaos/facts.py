@@ -88,6 +88,11 @@ class Facts:
         return found
 
     @cached_property
+    def entries(self) -> list[Row]:
+        """The audit log in the order of time: a change that waited for another one has a later time."""
+        return sorted(self["audit"], key=lambda row: (row["time"], row["sequence"]))
+
+    @cached_property
     def lost(self) -> dict[str, Row]:
         """The entry of the ledger about each update that was lost, since its file was damaged, by the update's id."""
         superseded = (row for row in self["audit"] if row["action"] == "updates_superseded")

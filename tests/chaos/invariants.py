@@ -33,7 +33,7 @@ from chaos.history import History
 from chaos.ledger_rules import (
     aggregations_do_not_fail,
     each_submission_has_one_outcome,
-    the_audit_log_is_a_chain,
+    the_audit_log_is_chained,
     the_ledger_knows_what_counts,
 )
 from chaos.lookups import enough_updates, events_of, has_left, is_needed, is_present, makes_version, ordered
@@ -359,7 +359,7 @@ RULES: tuple[Rule, ...] = (
     references_lead_somewhere,
     chains_assign_each_model_once,
     acknowledged_changes_stand,
-    the_audit_log_is_a_chain,
+    the_audit_log_is_chained,
     the_ledger_knows_what_counts,
     each_submission_has_one_outcome,
     cohorts_are_drawn_by_the_rule,

@@ -5,7 +5,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from chaos.facts import Facts
+from chaos.facts import Facts, Row
 from chaos.history import History
 from chaos.lookups import needs
 
@@ -13,20 +13,37 @@ Findings = Iterator[tuple[str, str]]
 AUDITED = ("time", "user_id", "action", "training_id", "model_id", "subject", "facts")
 
 
-def the_audit_log_is_a_chain(facts: Facts, history: History) -> Findings:
-    """Each entry's hash is that of its fields and of the entry before it, up to the head."""
-    previous, sequence = "0" * 64, 0
-    for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
-        sequence += 1
+def the_audit_log_is_chained(facts: Facts, history: History) -> Findings:
+    """Each entry's hash is that of its fields and of the entry before it in its chain, up to the chain's head.
+
+    The server's chain has where each other one begins, and heads that lie on them.
+    """
+    chains = facts.by("audit", "chain")
+    said = {row["training_id"]: row["hash"] for row in chains[""] if row["action"] == "chain_begun"}
+    heads = {row["chain"]: (row["sequence"], row["hash"]) for row in facts["audit_head"]}
+    if not chains.keys() == heads.keys() == {"", *said}:
+        yield "", f"there are the chains {set(chains)} with the heads {heads}, and {said} have begun"
+        return
+    for chain, rows in chains.items():
+        yield from _check_chain(str(chain), rows, said.get(str(chain), "0" * 64), heads[chain])
+    hashes = {(row["chain"], f"{row['sequence']}:{row['hash']}") for row in facts["audit"]}
+    for row in chains[""]:
+        recorded = json.loads(row["facts"])["heads"] if row["action"] == "heads_recorded" else {}
+        for one in recorded.items() - hashes:
+            yield one[0], f"the head {one} is not on its chain"
+
+
+def _check_chain(chain: str, rows: list[Row], previous: str, head: tuple[int, str]) -> Findings:
+    for sequence, row in enumerate(sorted(rows, key=lambda row: row["sequence"]), 1):
         fields = ("fedround.audit.v1", sequence, *(row[name] for name in AUDITED), previous)
         texts = [str(value).encode() for value in fields]
         digest = hashlib.sha256(b"".join(b"%d:%s," % (len(text), text) for text in texts)).hexdigest()
         if (row["sequence"], row["previous_hash"], row["hash"]) != (sequence, previous, digest):
-            yield row["training_id"], f"entry {row['sequence']} does not follow entry {sequence - 1}: {row}"
+            yield chain, f"entry {row['sequence']} does not follow entry {sequence - 1}: {row}"
             return
         previous = digest
-    if [(row["sequence"], row["hash"]) for row in facts["audit_head"]] != [(sequence, previous)]:
-        yield "", f"the head is {facts['audit_head']} behind entry {sequence}"
+    if head != (len(rows), previous):
+        yield chain, f"the head is {head} behind entry {len(rows)}"
 
 
 def the_ledger_knows_what_counts(facts: Facts, history: History) -> Findings:
@@ -52,7 +69,7 @@ def aggregations_do_not_fail(facts: Facts, history: History) -> Findings:
     """
     examples: dict[str, int] = {}
     left: dict[str, list[int]] = {}
-    for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
+    for row in facts.entries:
         said = json.loads(row["facts"])
         if row["action"] == "update_accepted":
             examples[row["subject"]] = said["num_examples"]

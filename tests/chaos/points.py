@@ -8,7 +8,7 @@ from fedround_server.store import verbs as store
 
 STEPS = ("begun", "written", "committed")
 READERS = {
-    *("audit.head", "audit.read", "audit.origin"),
+    *("audit.head", "audit.read", "audit.read_on", "audit.origin"),
     *("credential.identify", "credential.view"),
     *("event.views", "event.open_views", "event.poll", "event.poll_all"),
     *("model.prepare", "model.get", "model.get_version", "model.page_versions", "model.page", "model.metrics"),

@@ -20,6 +20,7 @@ from chaos.random_training import RandomTraining
 from chaos.retrying_client import RetryingClient
 from chaos.server_process import RestartableServer
 from chaos.user_actions import ShortTraining
+from fedround.v1.audit_pb2 import GetAuditHeadRequest
 
 # A few short trainings: with a plain average, a chain, moments, reports, a removed participant, a removal.
 SEEDS = (0, 1, 17, 18, 24)
@@ -44,6 +45,7 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
         ShortTraining(client, "damage", odd=0).keep_nothing()
         ShortTraining(client, "damage").be_slow()
         ShortTraining(client, "damage").spend_a_budget()
+        client.call(client.admin, client.audit.GetAuditHead, GetAuditHeadRequest())
         client.close()
         history.close()
         first.kill()

@@ -3,13 +3,13 @@
 import asyncio
 import json
 from collections.abc import Callable
-from itertools import groupby
 from typing import Any
 
 from fedround_client.audit_chain import AuditReport, verify
 from fedround_client.audit_entry import AuditEntry, AuditHead
 from fedround_server.domain.audit import EPOCH
 from fedround_server.domain.audit import AuditEntry as Entry
+from fedround_server.domain.audit import AuditHead as Head
 from fedround_server.store import Store
 
 
@@ -22,15 +22,13 @@ async def chained(store: Store) -> list[AuditEntry]:
 async def read_log(store: Store) -> list[AuditEntry | AuditHead]:
     """The entries of all chains, each with its head, as the client has them."""
     head = await store.audit.head()
-    items = [_entry(entry) for entry in await store.audit.read("", 0, 1 << 62, 1_000_000)]
+    entries = await store.audit.read("", 0, 1 << 62, 1_000_000)
     page = await store.audit.read_on("", 0, head.sequence, 1_000_000)
-    items += [AuditHead(head.sequence, head.hash)]
-    heads = {one.chain: AuditHead(one.sequence, one.hash, one.chain) for one in page.heads}
-    for chain, entries in groupby(page.entries, lambda entry: entry.chain):
-        items += map(_entry, entries)
-        if chain in heads:
-            items.append(heads[chain])
-    return items
+    return [_item(item) for item in [*entries, head, *page.items]]
+
+
+def _item(item: Entry | Head) -> AuditEntry | AuditHead:
+    return AuditHead(item.sequence, item.hash, item.chain) if isinstance(item, Head) else _entry(item)
 
 
 def _entry(entry: Entry) -> AuditEntry:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from playhouse.migrations import Runner
 
-from contracts.audits import check
+from contracts.audits import chained, check
 from contracts.world import World, blob
+from fedround_client import AuditHead
 from fedround_server.domain.event import RoundExtended, RoundStarted, TrainingFailed
 from fedround_server.domain.model import POSTERIOR, BlobRef
 from fedround_server.domain.rounds import KINDS
@@ -146,6 +147,30 @@ async def test_updates_say_nothing_for_rules_and_are_the_same_when_they_are_repe
         found = await store.submissions.admit(again)
         assert isinstance(found, Update)
         assert found.update_id == before.update_id
+
+
+async def test_the_audit_chain_goes_on_as_the_servers(upgraded: str) -> None:
+    old = Old()
+    columns, rows = OLD["audit"]["columns"], OLD["audit"]["rows"]
+    before = [dict(zip(columns, row, strict=True)) for row in rows]
+    saved = AuditHead(before[-1]["sequence"], before[-1]["hash"])
+    training_id = old.trainings["chain"]["training_id"]
+    with Store(upgraded) as store:
+        report = await check(store, saved)
+        assert (report.head, report.entries, report.chains, report.uncovered) == (saved, len(rows), 0, 0)
+        await World(store).submit(training_id, 1, old.clients[1])
+        await store.audit.record_heads()
+        after = await chained(store)
+        report = await check(store, saved)
+    assert [{name: getattr(entry, name) for name in ("sequence", "facts", "hash")} for entry in after[: len(rows)]] == [
+        {name: row[name] for name in ("sequence", "facts", "hash")} for row in before
+    ]
+    assert [(entry.action, entry.chain, entry.sequence) for entry in after[len(rows) :]] == [
+        ("chain_begun", "", saved.sequence + 1),
+        ("update_accepted", training_id, 1),
+        ("heads_recorded", "", saved.sequence + 2),
+    ]
+    assert (report.chains, report.uncovered, report.head.sequence) == (1, 0, saved.sequence + 2)
 
 
 async def test_the_rest_is_as_it_was(upgraded: str) -> None:

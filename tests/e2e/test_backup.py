@@ -187,7 +187,7 @@ def test_postgresql_is_dumped_and_restored_with_its_files(postgres: str, tmp_pat
     ):
         opened = [entry.training_id for entry in admin.read_audit() if entry.action == "round_opened"]
         assert opened == [training_id]
-        assert admin.verify_audit().head.sequence > len(opened)
+        assert admin.verify_audit().chains == 1
 
 
 def test_files_are_copied_around_a_backup_of_the_database_by_other_means(

@@ -63,6 +63,48 @@ def test_the_stream_ends_where_the_log_ended(admin: Person, actor: Person) -> No
         list(admin.audit.ReadAudit(audit_pb2.ReadAuditRequest(after_sequence=1 << 62)))
 
 
+def test_one_chain_or_all_of_them_are_streamed(admin: Person, actor: Person, clients: list[Person]) -> None:
+    made = trained(actor, clients)
+    first, *rest = admin.audit.ReadAudit(audit_pb2.ReadAuditRequest(chain=made.training_id, after_sequence=1))
+    entries = [entry for message in rest for entry in message.entries]
+    assert {entry.chain for entry in entries} == {entry.training_id for entry in entries} == {made.training_id}
+    assert [entry.sequence for entry in entries] == list(range(2, first.head.sequence + 1))
+    assert (first.head.chain, first.head.hash) == (made.training_id, entries[-1].hash)
+    # It goes on behind an entry, with the head of the chain that ends there, and the chains that follow.
+    request = audit_pb2.ReadAuditRequest(
+        chain=made.training_id, after_sequence=first.head.sequence, all_chains=True, until_sequence=1 << 40
+    )
+    start, *rest = admin.audit.ReadAudit(request)
+    assert start.head.chain == ""
+    assert rest[0].heads[0] == first.head
+    assert made.training_id not in {entry.chain for message in rest for entry in message.entries}
+    # Nothing is known of a training whose chain begins later.
+    request = audit_pb2.ReadAuditRequest(all_chains=True, until_sequence=1)
+    _, *rest = admin.audit.ReadAudit(request)
+    assert [(entry.chain, entry.sequence) for message in rest for entry in message.entries] == [("", 1)]
+    (message,) = admin.audit.ReadAudit(audit_pb2.ReadAuditRequest(chain=new_id()))
+    assert message.head.sequence == 0
+    for request, field in (
+        (audit_pb2.ReadAuditRequest(chain="x"), "chain"),
+        (audit_pb2.ReadAuditRequest(all_chains=True, until_sequence=1 << 62), "until_sequence"),
+    ):
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", field):
+            list(admin.audit.ReadAudit(request))
+
+
+def test_a_head_covers_all_chains(actor: Person, clients: list[Person], auditor: fr.Client) -> None:
+    made = trained(actor, clients)
+    report = auditor.verify_audit()
+    entries = list(auditor.read_audit())
+    assert report.chains == len({entry.chain for entry in entries} - {""})
+    recorded = [entry.facts for entry in entries if entry.action == "heads_recorded"]
+    assert any(made.training_id in facts for facts in recorded)
+    origin = contributions(actor, made.model_id).origin
+    assert (origin.chain, origin.training_id) == (made.training_id, made.training_id)
+    entry = next(auditor.read_audit(origin.sequence - 1, chain=origin.chain))
+    assert entry.action == "version_made"
+
+
 def test_who_contributed_is_for_the_owner(actor: Person, clients: list[Person], person: Any) -> None:
     made = trained(actor, clients)
     found = contributions(actor, made.model_id)

@@ -81,7 +81,8 @@ def test_a_shadow_without_an_aggregate_does_not_hurt_the_round(
         0,
         first(actor, made.model_id, 1),
     ]
-    entries = [entry for page in admin.audit.ReadAudit(audit_pb2.ReadAuditRequest()) for entry in page.entries]
+    request = audit_pb2.ReadAuditRequest(chain=made.training_id)
+    entries = [entry for page in admin.audit.ReadAudit(request) for entry in page.entries]
     made_entries = [one for one in entries if one.model_id == shadow and one.action == "shadow_version_made"]
     assert [one.subject for one in made_entries] == ["1", "2"]
     assert all("needs 9" in one.facts for one in made_entries)

@@ -62,8 +62,7 @@ def verify(
     if form is Format.JSON:
         echo_json({**asdict(report), "head": str(report.head)})
         return
-    chains = f"the server's chain and those of {report.chains} trainings"
-    echo(f"The audit log is valid: {report.entries} entries, in {chains}.")
+    echo(f"The audit log is valid: {report.entries} entries in {report.chains + 1} chains.")
     echo(
         f"Updates and reports: {report.updates} accepted: {report.counted} counted, {report.superseded} superseded,"
         f" {report.waiting} waiting."

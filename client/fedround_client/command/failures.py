@@ -66,7 +66,8 @@ def print_errors(exit_code: int | None = None) -> Iterator[None]:
     except TensorError as error:
         fail("MODEL_FORMAT", str(error), code=grpc.StatusCode.INVALID_ARGUMENT, exit_code=exit_code or 1)
     except AuditBroken as error:
-        fail("AUDIT_BROKEN", str(error), code=grpc.StatusCode.DATA_LOSS, metadata={"sequence": str(error.sequence)})
+        metadata = {"sequence": str(error.sequence), "chain": error.chain}
+        fail("AUDIT_BROKEN", str(error), code=grpc.StatusCode.DATA_LOSS, metadata=metadata)
     except TimeoutError as error:
         code = exit_code or code_of_error(error)
         fail("TIMEOUT", str(error), code=grpc.StatusCode.DEADLINE_EXCEEDED, exit_code=code)

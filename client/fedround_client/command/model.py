@@ -130,7 +130,9 @@ def contributions(
         origin, contributions = client.contributions(names.model_id(client, model), version)
     if form is Format.TABLE:
         made_by = f"{round_text(origin.round)} of training {origin.training_id}" if origin.training_id else "an upload"
-        echo(f"Version {origin.version} was made by {made_by}: audit entry {origin.sequence}.", err=True)
+        chain = "its" if origin.chain else "the server's"
+        where = f"entry {origin.sequence} of {chain} audit chain"
+        echo(f"Version {origin.version} was made by {made_by}: {where}.", err=True)
     show_all(contributions, _CONTRIBUTION_COLUMNS, form)
 
 

@@ -78,13 +78,11 @@ class AuditPage:
     """Some entries of the trainings' chains.
 
     Attributes:
-        entries: The entries, in the order of chains, and in order within each.
-        heads: The heads of the chains whose last entry is among them, or was in the page before.
+        items: The entries, in the order of chains; behind the last one of a chain its head.
         next: The chain and the sequence behind which the next page begins; None after the last one.
     """
 
-    entries: Sequence[AuditEntry]
-    heads: Sequence[AuditHead]
+    items: Sequence[AuditEntry | AuditHead]
     next: tuple[str, int] | None
 
 

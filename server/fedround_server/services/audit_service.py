@@ -41,15 +41,13 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
                 await _write(context, batch)
         if request.all_chains:
             async for page in self._audit.read_trainings(chain, after, until):
-                await _write(context, page.entries)
-                if page.heads:
-                    await context.write(audit_pb2.ReadAuditResponse(heads=map(_head, page.heads)))
+                await _write(context, page.items)
 
     async def GetAuditHead(
         self, request: audit_pb2.GetAuditHeadRequest, context: Call
     ) -> audit_pb2.GetAuditHeadResponse:
-        """Returns the sequence and hash of the last entry of the server's chain."""
-        return audit_pb2.GetAuditHeadResponse(head=_head(await self._audit.head()))
+        """Returns the sequence and hash of the last entry of the server's chain, behind the heads of all others."""
+        return audit_pb2.GetAuditHeadResponse(head=_head(await self._audit.record_heads()))
 
     async def GetContributions(
         self, request: audit_pb2.GetContributionsRequest, context: Call
@@ -110,11 +108,20 @@ def _branch(found: ComputedVersion | Model) -> audit_pb2.ReplayTrainingResponse:
     )
 
 
-async def _write(context: Call, entries: Sequence[AuditEntry]) -> None:
-    while entries:
-        messages = pages.fitting(entries, _entry)
-        await context.write(audit_pb2.ReadAuditResponse(entries=messages))
-        entries = entries[len(messages) :]
+async def _write(context: Call, items: Sequence[AuditEntry | AuditHead]) -> None:
+    while items:
+        messages = pages.fitting(items, _item)
+        await context.write(
+            audit_pb2.ReadAuditResponse(
+                entries=[one for one in messages if isinstance(one, audit_pb2.AuditEntry)],
+                heads=[one for one in messages if isinstance(one, audit_pb2.AuditHead)],
+            )
+        )
+        items = items[len(messages) :]
+
+
+def _item(found: AuditEntry | AuditHead) -> audit_pb2.AuditEntry | audit_pb2.AuditHead:
+    return _head(found) if isinstance(found, AuditHead) else _entry(found)
 
 
 def _parse_sequence(field: str, value: int) -> int:

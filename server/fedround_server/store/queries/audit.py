@@ -34,7 +34,7 @@ def list_unrecorded_heads() -> list[AuditHead]:
 def find_last_time() -> datetime | None:
     """Returns the time of the last entry; None if there is none."""
     last = (AuditRow.chain == AuditHeadRow.chain) & (AuditRow.sequence == AuditHeadRow.sequence)
-    time = AuditHeadRow.select(fn.MAX(AuditRow.time)).join(AuditRow, on=last).scalar(as_tuple=True)[0]
+    time = AuditHeadRow.select(fn.MAX(AuditRow.time).coerce(False)).join(AuditRow, on=last).scalar()
     return None if time is None else InstantField().python_value(int(time))
 
 
@@ -61,20 +61,22 @@ def read_page(chain: str, after: int, until: int, limit: int) -> AuditPage:
         behind = AuditRow.chain > SERVER
     rows = AuditRow.select().where(behind).order_by(AuditRow.chain, AuditRow.sequence).limit(limit + 1)
     entries = [to_entry(row) for row in rows]
-    following = entries[limit].chain if len(entries) > limit else None
+    following = entries[limit] if len(entries) > limit else None
     del entries[limit:]
-    chains = {chain, *(entry.chain for entry in entries)}
-    found = AuditHeadRow.select().where(in_array(AuditHeadRow.chain, sorted(chains)))
-    left_out = {row.chain for row in found if row.start > until}
-    return AuditPage(
-        entries=[entry for entry in entries if entry.chain not in left_out],
-        heads=[
-            AuditHead(row.sequence, row.hash, row.chain)
-            for row in found
-            if row.chain not in {SERVER, following, *left_out}
-        ],
-        next=(entries[-1].chain, entries[-1].sequence) if following is not None else None,
-    )
+    # The chain that a reader goes on with may have no more entries, but ends all the same.
+    by_chain: dict[str, list[AuditEntry]] = {} if chain == SERVER else {chain: []}
+    for entry in entries:
+        by_chain.setdefault(entry.chain, []).append(entry)
+    heads = {row.chain: row for row in AuditHeadRow.select().where(in_array(AuditHeadRow.chain, list(by_chain)))}
+    items: list[AuditEntry | AuditHead] = []
+    for name, some in by_chain.items():
+        row = heads.get(name)
+        if row is not None and row.start > until:
+            continue
+        items += some
+        if row is not None and (following is None or following.chain != name):
+            items.append(AuditHead(row.sequence, row.hash, name))
+    return AuditPage(items, None if following is None else (entries[-1].chain, entries[-1].sequence))
 
 
 def find_origin(model_id: str, version: int) -> AuditRow | None:
