@@ -55,8 +55,9 @@ class _Chain:
     covered: int = 0
     ended: bool = False
 
-    def broken(self, problem: str, sequence: int | None = None) -> AuditBroken:
-        return AuditBroken(self.last.sequence + 1 if sequence is None else sequence, problem, self.last.chain)
+    def broken(self, problem: str) -> AuditBroken:
+        """Returns what is wrong with the next entry."""
+        return AuditBroken(self.last.sequence + 1, problem, self.last.chain)
 
 
 class AuditVerifier:

@@ -4,7 +4,7 @@ import copy
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.audit_logs import SERVER, Log
@@ -120,6 +120,7 @@ TAMPERING = (
 
 
 @given(logs())
+@settings(deadline=None)
 def test_a_log_that_was_not_changed_is_valid(made):
     log, saved = made
     report = verify(log.items(), saved)
@@ -130,6 +131,7 @@ def test_a_log_that_was_not_changed_is_valid(made):
 
 @pytest.mark.parametrize("tamper", TAMPERING)
 @given(logs(), st.data())
+@settings(deadline=None)
 def test_what_is_done_to_a_log_is_found_with_a_saved_head(tamper, made, data):
     log, saved = made
     chain = data.draw(st.sampled_from(sorted(log.chains)))
@@ -140,6 +142,7 @@ def test_what_is_done_to_a_log_is_found_with_a_saved_head(tamper, made, data):
 
 
 @given(logs(), st.data())
+@settings(deadline=None)
 def test_a_chain_without_its_head_is_found(made, data):
     items = made[0].items()
     heads = [index for index, item in enumerate(items) if isinstance(item, AuditHead)]
@@ -149,6 +152,7 @@ def test_a_chain_without_its_head_is_found(made, data):
 
 
 @given(logs(), logs())
+@settings(deadline=None)
 def test_an_earlier_head_holds_in_what_has_come_since(made, more):
     log, saved = made
     for chain, entries in more[0].chains.items():
