@@ -135,8 +135,9 @@ class ReadAuditRequest(_message.Message):
     stream that was cut goes on behind the last entry, with its chain and its sequence.
     """
     until_sequence: _builtins.int
-    """With all_chains: a sequence of the server's chain. Chains of trainings that begin behind it are left out, so that a
-    reader of the server's chain up to there knows all others. 0 for the head at the time of the call.
+    """Stop after this sequence of the chain; 0 for its head at the time of the call. With all_chains it is a sequence of the
+    server's chain. Chains of trainings that begin behind it are left out, so that one who has read the server's chain up
+    to there knows all others.
     """
     def __init__(
         self,
@@ -173,7 +174,9 @@ class ReadAuditResponse(_message.Message):
 
     @_builtins.property
     def heads(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditHead]:
-        """With all_chains: the heads of trainings' chains whose entries have ended."""
+        """With all_chains: the heads of the trainings' chains that end here. Each follows the last entry of its chain, or comes
+        first, if that was in the message before.
+        """
 
     def __init__(
         self,
