@@ -290,13 +290,13 @@ async def test_a_chain_that_lost_its_head_is_not_continued(store: Store, world: 
 
 async def test_a_training_that_was_cut_off_and_goes_on_is_found_with_a_head_only(store: Store, world: World) -> None:
     _, (client, _), training = await world.running(2)
+    await world.submit(training.training_id, 0, client)
     log = await read_log(store)
     saved = log[-1]
     assert isinstance(saved, AuditHead)
-    await tamper(store, lambda: cut_off(training.training_id, 2))
-    await world.submit(training.training_id, 0, client)
+    await tamper(store, lambda: cut_off(training.training_id, 4))
     await change(store, training.training_id)
     await check(store)
-    with pytest.raises(AuditBroken, match=r"entry 4 of the training .*: has another hash than the head"):
+    with pytest.raises(AuditBroken, match=r"entry 5 of the training .*: has another hash than the head"):
         await check(store, saved)
     assert verify(log, saved).chains == 1

@@ -76,7 +76,7 @@ def read_page(chain: str, after: int, until: int, limit: int) -> AuditPage:
         items += some
         if row is not None and (following is None or following.chain != name):
             items.append(AuditHead(row.sequence, row.hash, name))
-    return AuditPage(items, None if following is None else (entries[-1].chain, entries[-1].sequence))
+    return AuditPage(items, None if following is None else (following.chain, following.sequence - 1))
 
 
 def find_origin(model_id: str, version: int) -> AuditRow | None:
