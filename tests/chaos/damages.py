@@ -300,19 +300,23 @@ def an_entry_of_the_audit_log_is_gone(run: DamagedRun) -> None:
     run.sql("DELETE FROM audit WHERE sequence = (SELECT MAX(sequence) FROM audit)")
 
 
+LAST = "SELECT chain, MAX(sequence) FROM audit WHERE chain <> '' GROUP BY chain"
+
+
 @breaks("the_audit_log_is_chained")
-def an_audit_chain_is_gone(run: DamagedRun) -> None:
-    (chain,) = run.one("SELECT chain FROM audit WHERE action = 'training_removed'")
-    run.sql("DELETE FROM audit WHERE chain = ?", chain)
-    run.sql("DELETE FROM audit_head WHERE chain = ?", chain)
+def the_head_of_an_audit_chain_is_gone(run: DamagedRun) -> None:
+    run.sql("DELETE FROM audit_head WHERE chain = ?", run.one(LAST)[0])
 
 
 @breaks("the_audit_log_is_chained")
 def the_end_of_an_audit_chain_is_cut_off(run: DamagedRun) -> None:
-    chain, sequence = run.one("SELECT chain, sequence FROM audit WHERE action = 'training_removed'")
+    chain, sequence = run.one(LAST)
     run.sql("DELETE FROM audit WHERE chain = ? AND sequence = ?", chain, sequence)
-    (digest,) = run.one("SELECT hash FROM audit WHERE chain = ? AND sequence = ?", chain, sequence - 1)
-    run.sql("UPDATE audit_head SET sequence = sequence - 1, hash = ? WHERE chain = ?", digest, chain)
+    run.sql(
+        "UPDATE audit_head SET sequence = sequence - 1, hash = (SELECT hash FROM audit a"
+        " WHERE a.chain = audit_head.chain AND a.sequence = audit_head.sequence - 1) WHERE chain = ?",
+        chain,
+    )
 
 
 @breaks("the_ledger_knows_what_counts")
