@@ -93,7 +93,7 @@ async def test_one_that_fails_behind_its_writes_leaves_no_trace(world: World, st
     assert (first[1], last[1]) == (True, True)
     rows = await store._database.run(lambda: [row.user_id for row in UpdateRow.select()])
     assert sorted(rows) == sorted((user, other))
-    entries = await store.audit.read(0, 1000, 1000)
+    entries = await store.audit.read("", 0, 1000, 1000)
     assert [entry.sequence for entry in entries] == list(range(1, len(entries) + 1))
     assert [entry.previous_hash for entry in entries[1:]] == [entry.hash for entry in entries[:-1]]
 
