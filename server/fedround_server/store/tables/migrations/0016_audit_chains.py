@@ -60,7 +60,6 @@ def _copy(db: Any) -> None:
         class Meta:
             table_name = "audit"
             primary_key = CompositeKey("chain", "sequence")
-            indexes = ((("training_id", "action", "subject"), False), (("model_id", "action", "subject"), False))
 
     columns = "sequence, time, user_id, action, training_id, model_id, subject, facts, previous_hash, hash"
     db.execute_sql("ALTER TABLE audit RENAME TO audit_before")
@@ -71,3 +70,6 @@ def _copy(db: Any) -> None:
     Audit.create_table(safe=False)
     db.execute_sql(f"INSERT INTO audit (chain, {columns}) SELECT '', {columns} FROM audit_before ORDER BY sequence")  # noqa: S608 -- names of columns
     db.execute_sql("DROP TABLE audit_before")
+    # An index that is built at the end is sorted once: 200,000 entries take a fifth of the CPU time.
+    for column in ("training_id", "model_id"):
+        db.execute_sql(f'CREATE INDEX "audit_{column}_action_subject" ON "audit" ("{column}", "action", "subject")')
