@@ -14,13 +14,14 @@ from fedround.v1.event_pb2 import COMPRESSION_UNSPECIFIED, Compression
 from fedround_client.attributes import own_attributes
 from fedround_client.audit import AuditCalls
 from fedround_client.cache import CACHE_BYTES, ModelCache
-from fedround_client.channel import Target
+from fedround_client.channel import Target, parse_targets
 from fedround_client.clock import Clock, SystemClock
 from fedround_client.control import ControlCalls
 from fedround_client.inference import InferenceCalls
 from fedround_client.model import ModelCalls
 from fedround_client.participant import Participant
 from fedround_client.participation import Callbacks, Evaluate, Participation, Train
+from fedround_client.replica_channel import open_channel_to
 from fedround_client.round import RoundCalls
 from fedround_client.round_model import RoundModels
 from fedround_client.round_runner import RoundRunner
@@ -197,7 +198,8 @@ def connect(
     """Returns a client, which connects with the first call.
 
     Args:
-        server: HOST:PORT; by default the environment variable FEDROUND_SERVER, or 127.0.0.1:50051.
+        server: HOST:PORT; by default the environment variable FEDROUND_SERVER, or 127.0.0.1:50051. The replicas of a
+            server as HOST:PORT,HOST:PORT: calls go to one after the other, and past those that do not serve.
         token: Your token; by default the environment variable FEDROUND_TOKEN. Not needed if the server knows you by
             your certificate.
         tls_ca: PEM file of the authority that signed the server's certificate; by default the environment variable
@@ -213,7 +215,7 @@ def connect(
 
     Raises:
         TokenInvalid: The token contains invalid characters.
-        ValueError: The address is not HOST:PORT, the TLS options contradict each other, or the compression is unknown.
+        ValueError: An address is not HOST:PORT, the TLS options contradict each other, or the compression is unknown.
         OSError: A TLS file cannot be read.
         ImportError: Traces are wanted, and OpenTelemetry is not installed: it comes with the extra "otel".
     """
@@ -222,7 +224,10 @@ def connect(
         tls_ca = tls_ca or os.environ.get("FEDROUND_TLS_CA")
         tls_cert = tls_cert or os.environ.get("FEDROUND_TLS_CERT")
         tls_key = tls_key or os.environ.get("FEDROUND_TLS_KEY")
-    target = Target(address, tls_ca, tls_cert, tls_key, insecure)
+    targets = parse_targets(address, tls_ca, tls_cert, tls_key, insecure)
     token = token or os.environ.get("FEDROUND_TOKEN")
     spans = OtelTraces() if traces else NO_TRACES
-    return Client(target.open_channel(), token, address=address, compression=compression, target=target, traces=spans)
+    # The errors of a replica have its own.
+    target = targets[0] if len(targets) == 1 else None
+    channel = open_channel_to(targets)
+    return Client(channel, token, address=address, compression=compression, target=target, traces=spans)

@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(None, description="PEM file with the private key.")
     tls_client_ca: Path | None = Field(None, description="PEM file with the CA of client certificates; requires them.")
     insecure: bool = Field(False, description="Listen on addresses other than loopback without TLS.")
+    replica_name: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._:-]{0,64}$",
+        description="Name of this server in errors, for clients with several addresses; by default host name and port.",
+    )
 
     data_dir: Path = Field(Path("fedround-data"), description="Directory of the database, the files and admin.token.")
     database: str = Field("", description="postgresql:// URL; empty for a SQLite file in the data directory.")
