@@ -223,16 +223,17 @@ def test_a_subscription_goes_on_when_its_replica_dies(client: Client, pair: tupl
     kinds = []
 
     def follow() -> None:
-        kinds.extend(event.WhichOneof("payload") for event in client.watch(TRAINING, resume_after={TRAINING: 1}))
+        for event in client.watch(TRAINING, resume_after=1, heartbeats=True):
+            kinds.append(event.WhichOneof("payload"))
 
     thread = threading.Thread(target=follow)
     thread.start()
-    while not any(one.subscribed for one in pair):
+    while not kinds:
         time.sleep(0.01)
     next(one for one in pair if one.subscribed).stop()
     thread.join(10)
     assert not thread.is_alive()
-    assert kinds == ["training_finished"]
+    assert kinds == ["heartbeat", "heartbeat", "training_finished"]
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,15 @@
 The second one runs on a copy of the data directory of the first: it knows the same users and trainings.
 """
 
+import json
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +104,11 @@ def test_the_command_says_which_replica_answered(pair: Pair) -> None:
         "--server", pair.addresses, "training", "show", UNKNOWN, environment={"FEDROUND_TOKEN": pair.token}
     )
     assert ended.returncode != 0
+    as_json = forked.run(
+        *("--server", pair.addresses, "training", "show", UNKNOWN, "--format", "json"),
+        environment={"FEDROUND_TOKEN": pair.token},
+    )
+    assert json.loads(as_json.stderr)["replica"] in ("first", "second")
     named = [f"(replica {name} at {one.address})" for name, one in zip(("first", "second"), pair.servers, strict=True)]
     assert sum(name in ended.stderr for name in named) == 1
 
@@ -119,6 +129,36 @@ def test_health_and_doctor_ask_each_replica(pair: Pair) -> None:
     assert f"connection {second.address}" in ended.stdout
     assert "of admin" in ended.stdout
     second.start()
+
+
+@pytest.mark.chaos
+def test_a_subscription_leaves_a_replica_that_hangs(pair: Pair) -> None:
+    beats: list[float] = []
+
+    def follow() -> None:
+        with suppress(fr.ClientClosed):
+            beats.extend(time.monotonic() for _ in client.watch(pair.training_id, heartbeats=True))
+
+    def longest_silence(seconds: float) -> float:
+        begin = len(beats)
+        time.sleep(seconds)
+        times = [*beats[begin - 1 :], time.monotonic()]
+        return max(later - earlier for earlier, later in pairwise(times))
+
+    with fr.connect(pair.addresses, pair.token) as client:
+        thread = threading.Thread(target=follow)
+        thread.start()
+        while not beats:
+            time.sleep(0.02)
+        silences = []
+        for server in pair.servers:
+            os.kill(server.pid, signal.SIGSTOP)
+            silences.append(longest_silence(20))
+            os.kill(server.pid, signal.SIGCONT)
+            time.sleep(1)
+    thread.join(10)
+    # One of the two was the one that it was subscribed to.
+    assert 5 < max(silences) < 15
 
 
 def test_strangers_do_not_learn_the_name(pair: Pair) -> None:
