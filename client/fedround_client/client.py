@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from os import PathLike
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, get_args
 
 import grpc
 
@@ -20,7 +20,7 @@ from fedround_client.control import ControlCalls
 from fedround_client.inference import InferenceCalls
 from fedround_client.model import ModelCalls
 from fedround_client.participant import Participant
-from fedround_client.participation import Callbacks, Evaluate, Participation, Train
+from fedround_client.participation import Callbacks, Evaluate, Mode, Participation, Train
 from fedround_client.replica_channel import open_channel_to
 from fedround_client.round import RoundCalls
 from fedround_client.round_model import RoundModels
@@ -116,6 +116,7 @@ class Client(
         attributes: Mapping[str, str] | None = None,
         base: str | PathLike[str] | None = None,
         private_folder: str | PathLike[str] | None = None,
+        mode: Mode = "subscribe",
     ) -> Participation:
         """Participates in trainings: runs the rounds that the server opens, across lost connections and restarts.
 
@@ -151,6 +152,8 @@ class Client(
             private_folder: The folder for files of tensors that only you have: private tensors, and the control
                 variates of SCAFFOLD and FedDyn; by default .fedround/private in your home folder. It has to survive a
                 restart.
+            mode: "subscribe" to hold a stream open, by which you learn of a round at once; "poll" to ask the server
+                from time to time, as often as it says, for fleets of more devices than a server can have streams.
 
         Returns:
             How the training ended.
@@ -166,10 +169,13 @@ class Client(
                 before the first round is trained.
             FedroundError: The server answered with an error that is not transient, for example about the token, the
                 update or the metrics.
+            ValueError: There is no such mode.
             BaseMissing: The training has an external base, and `base` is not that file.
             TensorError: Your update cannot be written as safetensors, or a file of tensors is damaged.
             OSError: The folder of the cache cannot be created.
         """
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
         with closing(ModelCache(cache, cache_bytes)) as latest, closing(ModelCache(cache, cache_bytes)) as bases:
             callbacks = Callbacks(train, evaluate, swag)
             models = RoundModels(self._rpc, framework, latest, bases, PrivateTensors(private_folder), base)
@@ -180,6 +186,7 @@ class Client(
                 training_id=training_id,
                 until_finished=until_finished,
                 attributes={**own_attributes(), **(attributes or {})},
+                mode=mode,
             )
             return participant.run()
 

@@ -100,6 +100,19 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(
         DEFAULTS.heartbeat.total_seconds(), gt=0, description="Longest silence of a subscription."
     )
+    max_check_ins_per_second: float = Field(
+        DEFAULTS.max_check_ins_per_second,
+        gt=0,
+        description="Check-ins of all participants without a subscription: they are told to wait for as long as it"
+        " takes.",
+    )
+    check_in_seconds: float = Field(
+        DEFAULTS.check_in.total_seconds(),
+        gt=0,
+        le=86_400,
+        description="Least time between two check-ins of a participant, on average; six times as long without a"
+        " training.",
+    )
     keepalive_seconds: float = Field(30.0, gt=0, le=86_400, description="Time after which a silent peer gets a ping.")
     keepalive_timeout_seconds: float = Field(
         10.0, gt=0, le=86_400, description="Time that a peer has to answer a ping."
@@ -246,6 +259,7 @@ class Settings(BaseSettings):
         return Limits(
             **{name: getattr(self, name) for name in names},
             heartbeat=timedelta(seconds=self.heartbeat_seconds),
+            check_in=timedelta(seconds=self.check_in_seconds),
             token_lifetime=_duration(default),
             max_token_lifetime=_duration(longest),
         )
