@@ -146,17 +146,19 @@ class _Unary(_Method):
     def __call__(self, request: Any, timeout: float | None = None, **options: Any) -> Any:
         """Calls it; raises ReplicaError."""
         end = None if timeout is None else time.monotonic() + timeout
-        for pause in PAUSES if self._path in IDEMPOTENT else PAUSES[:1]:
+        is_idempotent = self._path in IDEMPOTENT
+        for pause in PAUSES if is_idempotent else PAUSES[:1]:
             time.sleep(pause * random.random())  # noqa: S311 -- not a secret
             for replica in self._replicas.in_turn():
                 try:
-                    left = None if end is None else max(0.0, end - time.monotonic())
-                    return self._methods[replica](request, timeout=left, **options)
+                    return self._methods[replica](request, timeout=timeout, **options)
                 except grpc.RpcError as error:
                     failure = ReplicaError(error, replica)
                     self._replicas.report(replica, failure.code())
-                    if not (self._path in IDEMPOTENT and _is_unavailable(failure)) and not _was_not_begun(failure):
-                        raise failure from None
+                if not (_is_unavailable(failure) if is_idempotent else _was_not_begun(failure)):
+                    raise failure
+                if end is not None and (timeout := end - time.monotonic()) <= 0:
+                    raise failure
         raise failure
 
 

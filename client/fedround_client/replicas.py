@@ -96,6 +96,8 @@ class Replicas:
         pause, known = FIRST_PAUSE, ""
         while not self._closed.wait(pause * random.uniform(0.5, 1.0)):  # noqa: S311 -- not a secret
             found = _find_fault(replica)
+            if self._closed.is_set():
+                return
             if not found:
                 break
             if found != known:
@@ -103,7 +105,7 @@ class Replicas:
                 known = found
             pause = min(2 * pause, LONGEST_PAUSE)
         replica.is_used = True
-        if known and not self._closed.is_set():
+        if known:
             logger.info("The server at %s serves again", replica.address)
 
 

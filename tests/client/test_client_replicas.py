@@ -1,10 +1,13 @@
 """Several addresses: calls go round the replicas, and past those that are gone or do not serve."""
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import grpc
 import pytest
@@ -13,8 +16,9 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from fedround.v1 import round_pb2_grpc, user_pb2_grpc
 from fedround.v1.event_pb2 import Event, GoingAway, Heartbeat, TrainingFinished
 from fedround.v1.user_pb2 import CreateUserRequest, CreateUserResponse, GetMyselfRequest, GetMyselfResponse, User
-from fedround_client import Client, DeadlineExceeded, NotFound, ServerUnavailable, connect, replicas
+from fedround_client import Client, DeadlineExceeded, NotFound, ServerUnavailable, channel, connect, replicas
 from fedround_client.address import split_addresses
+from fedround_client.channel import Target
 from fedround_client.health import CHECK
 from scripted_peers import dead_port, listening
 
@@ -262,3 +266,51 @@ def test_the_variable_takes_a_list(pair: tuple[Replica, Replica], monkeypatch: p
     monkeypatch.setenv("FEDROUND_SERVER", ",".join(one.address for one in pair))
     with connect(token="my-token") as client:
         assert names(client) == {"a", "b"}
+
+
+V4, V6 = ((family, socket.SOCK_STREAM, 0, "", ()) for family in (socket.AF_INET, socket.AF_INET6))
+
+
+@pytest.mark.parametrize(
+    ("server", "found", "expected"),
+    [
+        ("fedround.example.org:1", [V4, V4], True),
+        ("dns:///fedround.example.org:1", [V6, V6, V4], True),
+        # One machine with both families.
+        ("fedround.example.org:1", [V4, V6], False),
+        ("fedround.example.org:1", [], False),
+        ("localhost:1", [V4, V4], False),
+        ("10.0.0.1:1", [V4, V4], False),
+        ("[::1]:1", [V6, V6], False),
+        ("unix:/run/x", [V4, V4], False),
+    ],
+)
+def test_a_name_with_several_addresses_is_balanced(
+    server: str, found: list[Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: dict[str, Any] = {}
+
+    def open_channel(target: str, options: Any) -> None:
+        opened.update(options)
+
+    monkeypatch.setattr(channel.grpc, "insecure_channel", open_channel)
+    monkeypatch.setattr(channel.socket, "getaddrinfo", lambda *_, **__: found)
+    Target(server, insecure=True).open_channel()
+    config = json.loads(opened["grpc.service_config"])
+    assert ("loadBalancingConfig" in config) == expected
+    assert config["methodConfig"][0]["retryPolicy"]["maxAttempts"] == 5
+    assert opened["grpc.keepalive_time_ms"] == 30_000
+
+
+def test_a_name_that_cannot_be_resolved_is_left_to_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(channel.socket, "getaddrinfo", fail)
+    connect("nowhere.invalid:1", "my-token", insecure=True).close()
+
+
+def test_top_takes_one_address(command) -> None:
+    result = command("--server", "a:1,b:2", "top", "--once").result(10)
+    assert result.exit_code == 2
+    assert "give the address of one" in " ".join(result.output.split())

@@ -137,7 +137,8 @@ def test_a_subscription_leaves_a_replica_that_hangs(pair: Pair) -> None:
 
     def follow() -> None:
         with suppress(fr.ClientClosed):
-            beats.extend(time.monotonic() for _ in client.watch(pair.training_id, heartbeats=True))
+            for _ in client.watch(pair.training_id, heartbeats=True):
+                beats.append(time.monotonic())
 
     def longest_silence(seconds: float) -> float:
         begin = len(beats)
