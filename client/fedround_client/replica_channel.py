@@ -17,7 +17,6 @@ from fedround_client.replicas import Replica, Replicas
 PAUSES = (0.0, 0.2, 0.4, 0.8, 1.6)
 """Seconds at most before each round in which an idempotent call is tried at all replicas."""
 
-# gRPC passes it to channels of its own, for a feature that stubs do not need.
 _Serializer = Callable[[Any], bytes] | None
 _Deserializer = Callable[[bytes], Any] | None
 

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
+from certificates import Authority, Certificate
 from fedround.v1 import round_pb2_grpc, user_pb2_grpc
 from fedround.v1.event_pb2 import Event, GoingAway, Heartbeat, TrainingFinished
 from fedround.v1.user_pb2 import CreateUserRequest, CreateUserResponse, GetMyselfRequest, GetMyselfResponse, User
@@ -31,8 +33,9 @@ SERVING, NOT_SERVING = 1, 2
 class Replica(user_pb2_grpc.UserServiceServicer, round_pb2_grpc.RoundServiceServicer):
     """A scripted replica on a port of its own."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, certificate: Certificate | None = None) -> None:
         self.name = name
+        self._certificate = certificate
         self.port = 0
         self.health = SERVING
         self.failure: grpc.StatusCode | None = None
@@ -56,7 +59,11 @@ class Replica(user_pb2_grpc.UserServiceServicer, round_pb2_grpc.RoundServiceServ
         )
         service, method = CHECK.strip("/").split("/")
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: check}),))
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        if self._certificate is None:
+            self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        else:
+            credentials = grpc.ssl_server_credentials([(self._certificate.key, self._certificate.chain)])
+            self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         self._server.start()
 
     def stop(self) -> None:
@@ -238,6 +245,19 @@ def test_a_subscription_goes_on_when_its_replica_dies(client: Client, pair: tupl
     thread.join(10)
     assert not thread.is_alive()
     assert kinds == ["heartbeat", "heartbeat", "training_finished"]
+
+
+def test_each_replica_has_a_certificate_for_its_own_name(tmp_path: Path) -> None:
+    authority = Authority()
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    hosts = ("localhost", "127.0.0.1")
+    with ExitStack() as stack:
+        pair = [Replica(host, authority.issue(host)) for host in hosts]
+        for one in pair:
+            stack.callback(one.stop)
+        addresses = ",".join(f"{one.name}:{one.port}" for one in pair)
+        client = stack.enter_context(connect(addresses, "my-token", tls_ca=tmp_path / "ca.pem"))
+        assert names(client) == set(hosts)
 
 
 @pytest.mark.parametrize(
