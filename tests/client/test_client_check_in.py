@@ -107,10 +107,9 @@ def test_a_round_that_may_be_over_is_asked_about(server):
 
 def test_all_trainings(server):
     call = participating(server, None)
-    other = round_started(8, 0, training_id=OTHER)
+    other = round_started(8, 5, training_id=OTHER)
     server.reply("CheckIn", response(round_started(2, 0), other, **{TRAINING: 2, OTHER: 8}))
-    serve_round(server, 0)
-    serve_round(server, 0)
+    assert [serve_round(server, 0), serve_round(server, 5)] == [0, 5]
     asked = server.reply("CheckIn", response(finished(3)))
     assert dict(asked.resume_after_sequence) == {TRAINING: 2, OTHER: 8}
     assert call.result(10).training_id == TRAINING
@@ -121,15 +120,15 @@ def test_a_server_that_is_away_is_not_asked_more_often(server):
     check_ins = CheckIns(server.client._rpc, TRAINING, draw=lambda: 0.25, heartbeats=True)
     call = server.run(lambda: seen.extend(event.WhichOneof("payload") for event in check_ins))
     server.reply("CheckIn", response(retry_after=400))
+    _, answer = server.unary("CheckIn")
     for _ in range(3):
         began = server.time.time()
-        server.fail("CheckIn", UNAVAILABLE)
+        answer(None, UNAVAILABLE)
         request, answer = server.unary("CheckIn")
         # Three quarters of what the server said last, and not a back-off of seconds.
         assert server.time.time() - began == pytest.approx(300)
         assert request.last_retry_after.seconds == 400
-        answer(None, UNAVAILABLE)
-    server.reply("CheckIn", response(ended=True))
+    answer(response(ended=True))
     call.result(10)
     assert seen == ["heartbeat", "heartbeat"]
 

@@ -333,4 +333,4 @@ def test_a_name_that_cannot_be_resolved_is_left_to_grpc(monkeypatch: pytest.Monk
 def test_top_takes_one_address(command) -> None:
     result = command("--server", "a:1,b:2", "top", "--once").result(10)
     assert result.exit_code == 2
-    assert "give the address of one" in " ".join(result.output.split())
+    assert "give the address of one" in " ".join(result.output.replace("│", "").split())
