@@ -32,7 +32,7 @@ def check_address(server: str) -> None:
         raise ValueError(
             f"The address {server} has a path: write {_suggest(server)}. A server has a port, and no path."
         )
-    if _is_ip(server) and ":" in server:
+    if is_ip(server) and ":" in server:
         raise ValueError(f"The address {server} has no port: write [{server}]:{DEFAULT_PORT}.")
     host, port = _split(server)
     if not port:
@@ -46,8 +46,28 @@ def check_address(server: str) -> None:
         )
 
 
+def split_addresses(servers: str) -> tuple[str, ...]:
+    """Returns the addresses in a list like a:50051,b:50051, each once.
+
+    Raises:
+        ValueError: An entry is not an address, or a UNIX socket is not the only one; the message names the entry.
+    """
+    entries = [entry.strip() for entry in servers.split(",")] if "," in servers else [servers]
+    if not all(entries):
+        raise ValueError(f"The list of addresses {servers!r} has an empty entry: write HOST:PORT,HOST:PORT.")
+    for entry in entries:
+        check_address(entry)
+        if len(entries) > 1 and entry.startswith("unix"):
+            raise ValueError(
+                f"The address {entry} is a UNIX socket, which must be the only address: remove the others."
+            )
+    return tuple({entry.casefold(): entry for entry in entries}.values())
+
+
 def is_loopback(server: str) -> bool:
-    """Returns whether an address HOST:PORT (or unix:PATH) is on this machine."""
+    """Returns whether an address HOST:PORT (or unix:PATH) is on this machine; of a list, whether all are."""
+    if "," in server:
+        return all(is_loopback(entry.strip()) for entry in server.split(","))
     if server.startswith("unix:"):
         return True
     return is_loopback_host(server.rpartition("/")[2].rpartition(":")[0].strip("[]"))
@@ -116,7 +136,8 @@ def _suggest(text: str) -> str:
     return f"{host or 'HOST'}:{port if port.isdecimal() else DEFAULT_PORT}"
 
 
-def _is_ip(text: str) -> bool:
+def is_ip(text: str) -> bool:
+    """Returns whether a text is an IP address, without brackets and a port."""
     try:
         ipaddress.ip_address(text)
     except ValueError:

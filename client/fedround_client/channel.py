@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections import Counter
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import grpc
 
-from fedround_client.address import check_address, is_loopback
+from fedround_client.address import check_address, host_and_port, is_ip, is_loopback, proxy_for, split_addresses
 
 MESSAGE_LIMIT = 2 * 2**20
 
@@ -24,7 +27,11 @@ _IDEMPOTENT = {
     "InferenceService": ("Predict",),
 }
 
-_SERVICE_CONFIG = {
+IDEMPOTENT = frozenset(
+    f"/fedround.v1.{service}/{method}" for service, methods in _IDEMPOTENT.items() for method in methods
+)
+
+_RETRIES = {
     "methodConfig": [
         {
             "name": [
@@ -55,7 +62,14 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
     # Reconnects to a restarted server within seconds; by default it may take two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+)
+
+# For one of several replicas: another one is used after 13 s without an answer to a ping, or 5 s without a connection.
+_REPLICA_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.keepalive_time_ms", 8_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
 )
 
 
@@ -99,20 +113,46 @@ class Target:
         """Whether connections are not encrypted."""
         return self.insecure if self.insecure is not None else is_loopback(self.server) and not self._has_tls_file
 
-    def open_channel(self) -> grpc.Channel:
+    def open_channel(self, *, is_replica: bool = False) -> grpc.Channel:
         """Returns a channel, which connects with the first call.
+
+        Args:
+            is_replica: Whether it is one of several, and the caller repeats calls at another one.
 
         Raises:
             OSError: A file cannot be read.
         """
-        # A proxy would send data for this machine, and the token, to another one.
-        options = (*OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(self.server) else OPTIONS
+        options = dict(OPTIONS)
+        if is_replica:
+            options |= _REPLICA_OPTIONS
+        if is_loopback(self.server):
+            # A proxy would send data for this machine, and the token, to another one.
+            options["grpc.enable_http_proxy"] = 0
+        config: dict[str, Any] = {} if is_replica else dict(_RETRIES)
+        if _has_several_addresses(self.server):
+            config["loadBalancingConfig"] = [{"round_robin": {}}]
+        options["grpc.service_config"] = json.dumps(config)
         if self.plaintext:
-            return grpc.insecure_channel(self.server, options=options)
+            return grpc.insecure_channel(self.server, options=tuple(options.items()))
         paths = (self.tls_ca, self.tls_key, self.tls_cert)
         ca, key, cert = (None if path is None else Path(path).read_bytes() for path in paths)
         credentials = grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
-        return grpc.secure_channel(self.server, credentials, options=options)
+        return grpc.secure_channel(self.server, credentials, options=tuple(options.items()))
+
+
+def parse_targets(
+    servers: str,
+    tls_ca: str | PathLike[str] | None = None,
+    tls_cert: str | PathLike[str] | None = None,
+    tls_key: str | PathLike[str] | None = None,
+    insecure: bool | None = None,
+) -> tuple[Target, ...]:
+    """Returns the targets for an address, or for a list like a:50051,b:50051; the arguments are those of `Target`.
+
+    Raises:
+        ValueError: As for `Target`; the message names the entry.
+    """
+    return tuple(Target(server, tls_ca, tls_cert, tls_key, insecure) for server in split_addresses(servers))
 
 
 def open_channel(
@@ -130,3 +170,15 @@ def open_channel(
         OSError: A file cannot be read.
     """
     return Target(server, tls_ca, tls_cert, tls_key, insecure).open_channel()
+
+
+def _has_several_addresses(server: str) -> bool:
+    """Returns whether a name stands for several machines: it has more than one IP address of a family."""
+    place = host_and_port(server)
+    if place is None or is_loopback(server) or is_ip(place[0]) or proxy_for(server) is not None:
+        return False
+    try:
+        found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return max(Counter(family for family, *_ in found).values(), default=0) > 1

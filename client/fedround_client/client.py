@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from os import PathLike
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, get_args
 
 import grpc
 
@@ -14,13 +14,14 @@ from fedround.v1.event_pb2 import COMPRESSION_UNSPECIFIED, Compression
 from fedround_client.attributes import own_attributes
 from fedround_client.audit import AuditCalls
 from fedround_client.cache import CACHE_BYTES, ModelCache
-from fedround_client.channel import Target
+from fedround_client.channel import Target, parse_targets
 from fedround_client.clock import Clock, SystemClock
 from fedround_client.control import ControlCalls
 from fedround_client.inference import InferenceCalls
 from fedround_client.model import ModelCalls
 from fedround_client.participant import Participant
-from fedround_client.participation import Callbacks, Evaluate, Participation, Train
+from fedround_client.participation import Callbacks, Evaluate, Mode, Participation, Train
+from fedround_client.replica_channel import open_channel_to
 from fedround_client.round import RoundCalls
 from fedround_client.round_model import RoundModels
 from fedround_client.round_runner import RoundRunner
@@ -115,6 +116,7 @@ class Client(
         attributes: Mapping[str, str] | None = None,
         base: str | PathLike[str] | None = None,
         private_folder: str | PathLike[str] | None = None,
+        mode: Mode = "subscribe",
     ) -> Participation:
         """Participates in trainings: runs the rounds that the server opens, across lost connections and restarts.
 
@@ -150,6 +152,8 @@ class Client(
             private_folder: The folder for files of tensors that only you have: private tensors, and the control
                 variates of SCAFFOLD and FedDyn; by default .fedround/private in your home folder. It has to survive a
                 restart.
+            mode: "subscribe" to hold a stream open, by which you learn of a round at once; "poll" to ask the server
+                from time to time, as often as it says, for fleets of more devices than a server can have streams.
 
         Returns:
             How the training ended.
@@ -165,10 +169,13 @@ class Client(
                 before the first round is trained.
             FedroundError: The server answered with an error that is not transient, for example about the token, the
                 update or the metrics.
+            ValueError: There is no such mode.
             BaseMissing: The training has an external base, and `base` is not that file.
             TensorError: Your update cannot be written as safetensors, or a file of tensors is damaged.
             OSError: The folder of the cache cannot be created.
         """
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
         with closing(ModelCache(cache, cache_bytes)) as latest, closing(ModelCache(cache, cache_bytes)) as bases:
             callbacks = Callbacks(train, evaluate, swag)
             models = RoundModels(self._rpc, framework, latest, bases, PrivateTensors(private_folder), base)
@@ -179,6 +186,7 @@ class Client(
                 training_id=training_id,
                 until_finished=until_finished,
                 attributes={**own_attributes(), **(attributes or {})},
+                mode=mode,
             )
             return participant.run()
 
@@ -197,7 +205,8 @@ def connect(
     """Returns a client, which connects with the first call.
 
     Args:
-        server: HOST:PORT; by default the environment variable FEDROUND_SERVER, or 127.0.0.1:50051.
+        server: HOST:PORT; by default the environment variable FEDROUND_SERVER, or 127.0.0.1:50051. The replicas of a
+            server as HOST:PORT,HOST:PORT: calls go to one after the other, and past those that do not serve.
         token: Your token; by default the environment variable FEDROUND_TOKEN. Not needed if the server knows you by
             your certificate.
         tls_ca: PEM file of the authority that signed the server's certificate; by default the environment variable
@@ -213,7 +222,7 @@ def connect(
 
     Raises:
         TokenInvalid: The token contains invalid characters.
-        ValueError: The address is not HOST:PORT, the TLS options contradict each other, or the compression is unknown.
+        ValueError: An address is not HOST:PORT, the TLS options contradict each other, or the compression is unknown.
         OSError: A TLS file cannot be read.
         ImportError: Traces are wanted, and OpenTelemetry is not installed: it comes with the extra "otel".
     """
@@ -222,7 +231,10 @@ def connect(
         tls_ca = tls_ca or os.environ.get("FEDROUND_TLS_CA")
         tls_cert = tls_cert or os.environ.get("FEDROUND_TLS_CERT")
         tls_key = tls_key or os.environ.get("FEDROUND_TLS_KEY")
-    target = Target(address, tls_ca, tls_cert, tls_key, insecure)
+    targets = parse_targets(address, tls_ca, tls_cert, tls_key, insecure)
     token = token or os.environ.get("FEDROUND_TOKEN")
     spans = OtelTraces() if traces else NO_TRACES
-    return Client(target.open_channel(), token, address=address, compression=compression, target=target, traces=spans)
+    # The errors of a replica have its own.
+    target = targets[0] if len(targets) == 1 else None
+    channel = open_channel_to(targets)
+    return Client(channel, token, address=address, compression=compression, target=target, traces=spans)

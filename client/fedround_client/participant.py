@@ -11,6 +11,7 @@ import grpc
 
 from fedround.v1.event_pb2 import Event, RoundKind, RoundStarted, WorkNotNeeded
 from fedround.v1.training_pb2 import EVALUATION_NEVER, TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
+from fedround_client.check_in import CheckIns
 from fedround_client.errors import (
     CursorExpired,
     FedroundError,
@@ -28,7 +29,7 @@ from fedround_client.errors import (
     from_event,
 )
 from fedround_client.logs import get_logger
-from fedround_client.participation import Participation
+from fedround_client.participation import Mode, Participation
 from fedround_client.progress import kind_name, list_words
 from fedround_client.retry import ATTEMPTS
 from fedround_client.round import RoundCalls
@@ -78,6 +79,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         training_id: str | None,
         until_finished: bool,
         attributes: Mapping[str, str] | None = None,
+        mode: Mode = "subscribe",
     ) -> None:
         """Creates a participant.
 
@@ -87,8 +89,10 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             training_id: As in `Client.participate`.
             until_finished: As in `Client.participate`.
             attributes: What the participant says of itself.
+            mode: As in `Client.participate`.
         """
         self._rpc = rpc
+        self._source = Subscription if mode == "subscribe" else CheckIns
         self._runner = runner
         self._user_id = ""
         self._training_id = training_id or ""
@@ -119,7 +123,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         ended = set() if self._training_id else self._retry(self._ended_trainings)
         while True:
             try:
-                subscription = Subscription(
+                subscription = self._source(
                     self._rpc,
                     self._training_id,
                     session_id=self._rpc.session_id,

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from fedround_client.config import Plain
 from fedround_client.metrics import MetricValue, split_metrics
@@ -133,6 +133,8 @@ class Participation:
     rounds: int
 
 
+Mode: TypeAlias = Literal["subscribe", "poll"]
+"""How a participant learns of rounds: by a stream that stays open, or by asking from time to time."""
 TrainResult: TypeAlias = Update | tuple[StateDict, int] | tuple[StateDict, int, Mapping[str, MetricValue]]
 Train: TypeAlias = Callable[[dict[str, Any], Round], TrainResult]
 Evaluate: TypeAlias = Callable[[dict[str, Any], Round], tuple[Mapping[str, MetricValue], int]]

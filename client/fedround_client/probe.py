@@ -53,11 +53,16 @@ def connection_error(error: grpc.RpcError, target: Target | None, address: str, 
         address: The server's address, for messages.
         is_first: Whether the server has not answered with gRPC before.
     """
-    failure, code, details = from_rpc_error(error, address), error.code(), error.details() or ""
-    if target is not None and code is grpc.StatusCode.UNAVAILABLE and _NOT_CONNECTED.search(details):
+    failure = from_rpc_error(error, address)
+    if target is not None and is_not_connected(error):
         return explain(target, failure)
-    page = from_page(code, details, address) if is_first else None
+    page = from_page(error.code(), error.details() or "", address) if is_first else None
     return page or failure
+
+
+def is_not_connected(error: grpc.RpcError) -> bool:
+    """Returns whether a call failed since there was no connection to the server."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and bool(_NOT_CONNECTED.search(error.details() or ""))
 
 
 class _ClosedError(Exception):

@@ -32,6 +32,7 @@ from fedround_client.chunk_stubs import whole_upload, with_chunk_codec
 from fedround_client.clock import Clock
 from fedround_client.errors import ClientClosed, FedroundError, ServerUnavailable, TokenInvalid
 from fedround_client.probe import connection_error
+from fedround_client.replica_channel import ReplicaCall, ReplicaError
 from fedround_client.retry import ATTEMPTS, is_rate_limited, is_transient, retrying
 from fedround_client.silence import Silence
 from fedround_client.traces import NO_TRACES, Traces
@@ -172,7 +173,13 @@ class Rpc:
         """Returns the exception for a failed call, with what can be found out about a connection that failed."""
         if self.closed and error.code() is grpc.StatusCode.CANCELLED:
             return ClientClosed(error.code(), "CLIENT_CLOSED", "The client was closed during the call.")
-        return connection_error(error, self._target, self.address, is_first=not self._has_answered)
+        is_first = not self._has_answered
+        if not isinstance(error, ReplicaError):
+            return connection_error(error, self._target, self.address, is_first=is_first)
+        target = error.replica.target
+        failure = connection_error(error, target, target.server, is_first=is_first)
+        failure.address = target.server
+        return failure
 
     def unary(
         self,
@@ -232,7 +239,7 @@ class Rpc:
                 return call.result()
         except (grpc.FutureCancelledError, FedroundError):
             if silence.expired:
-                raise self.unavailable(f"did not answer an upload for {silence.seconds:.0f} s") from None
+                raise self.unavailable(f"did not answer an upload for {silence.seconds:.0f} s", call) from None
             raise
         finally:
             call.cancel()
@@ -257,16 +264,21 @@ class Rpc:
                     silence.waiting()
         except FedroundError:
             if silence.expired:
-                raise self.unavailable(f"sent nothing for {silence.seconds:.0f} s") from None
+                raise self.unavailable(f"sent nothing for {silence.seconds:.0f} s", stream) from None
             raise
 
-    def unavailable(self, what: str) -> ServerUnavailable:
-        """Returns the exception for a server that behaves as one that is gone.
+    def unavailable(self, what: str, call: object = None) -> ServerUnavailable:
+        """Returns the exception for a server that behaves as one that is gone; if there are others, they are used.
 
         Args:
             what: What it did, after "The server at HOST:PORT".
+            call: The call in which it did that.
         """
-        message = f"The server at {self.address} {what}"
+        address = self.address
+        if isinstance(call, ReplicaCall):
+            call.suspect()
+            address = call.replica.address
+        message = f"The server at {address} {what}"
         return ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", message)
 
     def retrying(

@@ -97,7 +97,7 @@ class Subscription:
                     for event in self._read(stream):
                         kind = event.WhichOneof("payload")
                         if kind == "going_away":
-                            raise self._connection_lost(event.going_away.message)
+                            raise self._connection_lost(event.going_away.message, stream)
                         attempt.retry_state.attempt_number = 1
                         self._last_error = None
                         # Also of a heartbeat, which carries the position reached.
@@ -108,7 +108,7 @@ class Subscription:
                                 return
                     if self._training_id:  # the training has ended, and has no more events
                         return
-                    raise self._connection_lost("the stream ended")
+                    raise self._connection_lost("the stream ended", stream)
                 except CursorExpired as error:
                     if not (self._begin_again and self._cursors):
                         raise
@@ -148,7 +148,7 @@ class Subscription:
                 if is_silent.is_set():
                     self._remaining()
                     # A heartbeat comes every 20 s.
-                    raise self._rpc.unavailable(f"sent nothing for {limit:.0f} s") from None
+                    raise self._rpc.unavailable(f"sent nothing for {limit:.0f} s", stream) from None
                 raise
             finally:
                 alarm.cancel()
@@ -187,8 +187,8 @@ class Subscription:
         self._clock.sleep_for(min(seconds, self._remaining()))
         self._remaining()
 
-    def _connection_lost(self, why: str) -> FedroundError:
-        return self._rpc.unavailable(f"ended the subscription: {why}")
+    def _connection_lost(self, why: str, stream: Stream[Event] | None = None) -> FedroundError:
+        return self._rpc.unavailable(f"ended the subscription: {why}", stream)
 
 
 def _cancel(stream: Stream[Event], is_silent: threading.Event) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -132,9 +134,10 @@ class GrpcServer:
         def limit(which: Limit, *limits: Any) -> LimitInterceptor:
             return LimitInterceptor(which, *limits, in_progress=counters.in_progress[which.value])
 
+        self._errors = ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.record)
         combined: Iterable[WrappingInterceptor] = (
             LogInterceptor(counters),
-            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.record),
+            self._errors,
             OpenMethodInterceptor(settings.max_calls_per_second_per_user, self._connections),
             UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user, self._connections),
             authentication,
@@ -185,6 +188,7 @@ class GrpcServer:
                 f"cannot listen on {target}: if another server does, choose another address with --listen"
             ) from error
         self._port = bound
+        self._errors.replica = self._settings.replica_name or _default_name(bound)
         return f"{target.rpartition(':')[0]}:{bound}"
 
     async def start(self) -> None:
@@ -258,6 +262,12 @@ def _calls_received() -> int:
     # The text that the service of channelz answers with. To make messages of it takes as long as a call of a client.
     servers = json.loads(cygrpc.channelz_get_servers(0)).get("server")
     return int(servers[0]["data"].get("callsStarted", 0)) if servers else 0
+
+
+def _default_name(port: int) -> str:
+    """Returns the name of a server without one in its settings."""
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
+    return f"{host[:50] or 'fedround'}:{port}"
 
 
 def _keepalive(settings: Settings) -> tuple[tuple[str, int], ...]:

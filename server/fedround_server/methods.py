@@ -80,6 +80,8 @@ METHODS: Mapping[str, Method] = {
     "/fedround.v1.ControlService/ResumeTraining": Method(CLIENTS, on_drain=OnDrain.REJECT),
     "/fedround.v1.ControlService/UpdateConfig": Method(CLIENTS),
     "/fedround.v1.RoundService/Subscribe": Method(USERS, Limit.SUBSCRIPTIONS),
+    # Whoever gets work from a server that is shutting down could not download the model.
+    "/fedround.v1.RoundService/CheckIn": Method(CLIENTS, on_drain=OnDrain.REJECT),
     "/fedround.v1.RoundService/SubmitUpdate": Method(CLIENTS, Limit.UPLOADS, OnDrain.REJECT),
     "/fedround.v1.RoundService/GetUpload": Method(CLIENTS),
     "/fedround.v1.RoundService/SubmitMetrics": Method(CLIENTS),

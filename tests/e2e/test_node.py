@@ -18,6 +18,7 @@ import fedround_client as fr
 from calls import until
 from chaos.proxy import Fate, Proxy
 from e2e.federation import State, users
+from scripted_peers import dead_port
 from servers import Server
 from unit.exactly import mean
 
@@ -218,7 +219,9 @@ def test_a_javascript_participant_learns_that_its_work_is_not_needed(server: Ser
             cohort=fr.Cohort(size=1, over_selection=2),
         )
         actor.start_training(training.training_id)
-        with node(server.address, clients[0][1], tmp_path / "node.log", WAITS_UNTIL_OVER) as javascript:
+        # Of two addresses, one at which there is nothing.
+        addresses = f"{dead_port()},{server.address}"
+        with node(addresses, clients[0][1], tmp_path / "node.log", WAITS_UNTIL_OVER) as javascript:
 
             def train(model: State, round: fr.Round) -> tuple[State, int]:
                 until(round.is_over if round.number else lambda: "round 1: training" in javascript.log)

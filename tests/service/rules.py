@@ -84,6 +84,7 @@ RULES = {
         "UNKNOWN_CLIENTS", "NOT_ACTOR", client_config={UNKNOWN: {"values": {"rate": {"double_value": 0.1}}}}
     ),
     "/fedround.v1.RoundService/Subscribe": training(OK, OK),
+    "/fedround.v1.RoundService/CheckIn": training(OK, OK),
     # Here the actor is like any other user: it takes no part in its own training.
     "/fedround.v1.RoundService/SubmitUpdate": Rule(
         "training", {"spec": UPDATE}, "TRAINING_NOT_FOUND", "ROUND_NOT_OPEN", "TRAINING_NOT_FOUND"

@@ -52,6 +52,7 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
     },
     "fedround.v1.RoundService": {
         "Subscribe": USERS,
+        "CheckIn": CLIENTS,
         "SubmitUpdate": CLIENTS,
         "GetUpload": CLIENTS,
         "SubmitMetrics": CLIENTS,

@@ -65,6 +65,7 @@ METHODS = [
     Method("control", "UpdateConfig", "training_id", TRAIN, CHANGES),
     Method("control", "UpdateConfig", "request_id", needs={"training_id": new_id(), **CHANGES}, optional=True),
     Method("rounds", "Subscribe", "training_id", TRAIN, optional=True),
+    Method("rounds", "CheckIn", "training_id", TRAIN, optional=True),
     Method("rounds", "GetRound", "training_id", TRAIN),
     Method("rounds", "SubmitMetrics", "training_id", TRAIN, {"num_examples": 1}),
     Method("rounds", "DownloadAssignedModel", "training_id", TRAIN),

@@ -267,11 +267,12 @@ def test_every_limit_comes_from_its_setting() -> None:
         "max_stored_bytes": 8,
         "predict_seconds": 9.0,
         "predict_bytes": 10,
+        "max_check_ins_per_second": 12.0,
     }
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    limits = parse([*arguments, "--heartbeat-seconds=11"]).limits
-    assert limits == replace(DEFAULTS, **given, heartbeat=timedelta(seconds=11))
-    unset = {field.name for field in fields(Limits)} - given.keys() - {"heartbeat"}
+    limits = parse([*arguments, "--heartbeat-seconds=11", "--check-in-seconds=13"]).limits
+    assert limits == replace(DEFAULTS, **given, heartbeat=timedelta(seconds=11), check_in=timedelta(seconds=13))
+    unset = {field.name for field in fields(Limits)} - given.keys() - {"heartbeat", "check_in"}
     assert unset == {"max_predictions", "token_lifetime", "max_token_lifetime"}
 
 

@@ -14,9 +14,9 @@ def test_a_user_that_listens_is_there_until_its_last_subscription_ends() -> None
     with presence.listening("a", lambda: T2):
         with presence.listening("a", lambda: T1):
             assert presence.last_seen("a", T0) == T0
-        assert presence.is_listening("a")
+        assert presence.is_listening("a", T0)
         assert presence.last_seen("a", T3) == T3
-    assert not presence.is_listening("a")
+    assert not presence.is_listening("a", T0)
     assert presence.last_seen("a", T3) == T2
 
 
@@ -42,3 +42,32 @@ def test_changes_that_could_not_be_stored_are_reported_again() -> None:
     presence.forget("b")
     presence.give_back(news)
     assert presence.take_news(T3) == {"a": T2}
+
+
+def test_who_has_checked_in_is_there_until_it_is_overdue() -> None:
+    presence = Presence()
+    presence.see("a", T0)
+    presence.expect("a", T2)
+    assert presence.is_listening("a", T1)
+    assert presence.is_connected("a", T1)
+    assert presence.listeners(T1) == {"a"}
+    # Not seen since: that would hide from the actor when it was last there.
+    assert presence.last_seen("a", T1) == T0
+    assert not presence.is_listening("a", T2)
+    assert presence.listeners(T2) == frozenset()
+    presence.expect("a", T3)
+    assert presence.is_listening("a", T2)
+    with presence.listening("b", lambda: T2):
+        assert presence.listeners(T2) == {"a", "b"}
+
+
+def test_who_does_not_come_back_is_no_longer_counted() -> None:
+    presence = Presence()
+    for user_id, until in (("a", T1), ("b", T2), ("c", T3)):
+        presence.expect(user_id, until)
+    presence.forget("c")
+    assert presence.num_expected() == 2
+    presence.take_news(T1)
+    assert presence.num_expected() == 1
+    assert presence.has_checked_in("b")
+    assert not presence.has_checked_in("a")

@@ -77,7 +77,13 @@ def _print_version(requested: bool) -> None:
 
 @app.callback(epilog="The options of a server and a token may also stand after the command.")
 def options(
-    server: Annotated[str, typer.Option(envvar="FEDROUND_SERVER", help="HOST:PORT of the server.")] = DEFAULT_SERVER,
+    server: Annotated[
+        str,
+        typer.Option(
+            envvar="FEDROUND_SERVER",
+            help="HOST:PORT of the server, or a list like HOST:PORT,HOST:PORT of its replicas.",
+        ),
+    ] = DEFAULT_SERVER,
     token: Annotated[
         str,
         typer.Option(envvar="FEDROUND_TOKEN", help="Your token. Others may see it here: prefer the environment."),

@@ -16,10 +16,10 @@ from fedround.v1.user_pb2 import ROLE_ADMIN, ROLE_VIEWER, Role
 from fedround_client.address import is_loopback
 from fedround_client.channel import Target
 from fedround_client.command.doctor_server import Finding, check_machine, check_status
-from fedround_client.command.health import ask
 from fedround_client.command.output import Format, FormatOption, echo_json, enum_name, show_table
 from fedround_client.command.session import Session
 from fedround_client.errors import FedroundError
+from fedround_client.health import ask_health
 
 REACH_SECONDS = 5.0
 OPERATORS = (ROLE_ADMIN, ROLE_VIEWER)
@@ -91,14 +91,10 @@ def _server(session: Session) -> Iterator[Finding]:
     where = "this machine" if is_loopback(session.server) else "another machine"
     yield Finding("server", "ok", f"{session.server}, {where}")
     try:
-        insecure = True if session.insecure else None
-        target = Target(session.server, session.tls_ca, session.tls_cert, session.tls_key, insecure)
-        try:
-            health = _health(target)
-        except FedroundError as error:
-            health = Finding("connection", "fail", str(error))
-        yield health
-        if health.state == "fail":
+        targets = session.targets()
+        found = [_health(target, is_replica=len(targets) > 1) for target in targets]
+        yield from found
+        if all(health.state == "fail" for health in found):
             return
         with session.client() as client:
             me = client.myself()
@@ -111,7 +107,14 @@ def _server(session: Session) -> Iterator[Finding]:
             yield from check_status(status)
 
 
-def _health(target: Target) -> Finding:
-    if ask(target, "", REACH_SECONDS) == "SERVING":
-        return Finding("health", "ok", "serving")
-    return Finding("health", "fail", "not serving: the server is starting or shutting down, try again")
+def _health(target: Target, *, is_replica: bool) -> Finding:
+    """Checks a server, or one of its replicas."""
+    where = f" {target.server}" if is_replica else ""
+    try:
+        with target.open_channel() as channel:
+            status = ask_health(channel, target, "", REACH_SECONDS)
+    except FedroundError as error:
+        return Finding(f"connection{where}", "fail", str(error))
+    if status == "SERVING":
+        return Finding(f"health{where}", "ok", "serving")
+    return Finding(f"health{where}", "fail", "not serving: the server is starting or shutting down, try again")

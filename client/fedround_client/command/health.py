@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import grpc
 import typer
-from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from fedround_client.channel import Target
 from fedround_client.command.output import echo
 from fedround_client.command.session import Session
-from fedround_client.probe import connection_error
-
-CHECK = "/grpc.health.v1.Health/Check"
-STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
-"""The names of HealthCheckResponse.ServingStatus. The SDK does not depend on grpcio-health-checking."""
+from fedround_client.errors import FedroundError
+from fedround_client.health import ask_health
 
 
 def health(
@@ -26,39 +20,24 @@ def health(
     ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that the answer may take.")] = 5.0,
 ) -> None:
-    """Ask whether the server serves; exits with 0 if it does, else with 1. Needs no token."""
-    session = Session.of(context)
+    """Ask whether the server serves; exits with 0 if it does, else with 1. Needs no token.
+
+    With several addresses, all are asked, and one line each is printed; the server serves if one of them does.
+    """
     try:
-        insecure = True if session.insecure else None
-        target = Target(session.server, session.tls_ca, session.tls_cert, session.tls_key, insecure)
+        targets = Session.of(context).targets()
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    status = ask(target, service, timeout)
-    echo(status)
-    if status != "SERVING" and not live:
-        raise typer.Exit(1)
-
-
-def ask(target: Target, service: str, timeout: float) -> str:
-    """Returns what a server says of its health: the name of a status.
-
-    Args:
-        target: The server.
-        service: Full name of a service; empty for the whole server.
-        timeout: Seconds that the answer may take.
-
-    Raises:
-        FedroundError: There is no way to the server.
-        OSError: A TLS file cannot be read.
-    """
-    with target.open_channel() as channel:
-        # Messages of one text and one enum are encoded as these are.
-        check: grpc.UnaryUnaryMultiCallable[StringValue, Int32Value] = channel.unary_unary(
-            CHECK, request_serializer=StringValue.SerializeToString, response_deserializer=Int32Value.FromString
-        )
+    statuses = []
+    for target in targets:
         try:
-            return STATUSES[check(StringValue(value=service), timeout=timeout, wait_for_ready=False).value]
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.NOT_FOUND:
-                return "SERVICE_UNKNOWN"
-            raise connection_error(error, target, target.server, is_first=True) from error
+            with target.open_channel() as channel:
+                statuses.append(ask_health(channel, target, service, timeout))
+        except FedroundError as error:
+            if len(targets) == 1:
+                raise
+            echo(f"{target.server} {error.reason}")
+        else:
+            echo(statuses[-1] if len(targets) == 1 else f"{target.server} {statuses[-1]}")
+    if not statuses or not (live or "SERVING" in statuses):
+        raise typer.Exit(1)

@@ -14,6 +14,7 @@ import grpc
 import typer
 from typer.core import TyperGroup
 
+from fedround_client.channel import Target, parse_targets
 from fedround_client.client import Client, connect
 from fedround_client.command.failures import format_of, print_errors, print_usage_errors
 from fedround_client.errors import TokenMissing
@@ -80,6 +81,15 @@ class Session:
             OSError: The file cannot be read.
         """
         return self.token_file.read_text(errors="replace").strip() if self.token_file is not None else self.token
+
+    def targets(self) -> tuple[Target, ...]:
+        """Returns the targets for the addresses.
+
+        Raises:
+            ValueError: An address is not HOST:PORT, or the options of TLS contradict each other.
+        """
+        insecure = True if self.insecure else None
+        return parse_targets(self.server, self.tls_ca, self.tls_cert, self.tls_key, insecure)
 
     def client(self) -> Client:
         """Returns the client.

@@ -45,6 +45,8 @@ def top(
     object per line. An admin sees the running trainings that it created, a viewer all.
     """
     session = Session.of(context)
+    if "," in session.server:
+        raise typer.BadParameter("`fedround top` shows what one server does: give the address of one with --server.")
     live = form is Format.TABLE and sys.stdout.isatty()
     try:
         with session.client() as client, _shown(live=live and not once, form=form) as show:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
+from typing import cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -15,6 +17,9 @@ from fedround_client.errors.family import FedroundError
 from fedround_client.errors.http_answer import from_http_answer
 
 DOMAIN = "fedround"
+
+REPLICA = "fedround-replica"
+"""The trailing metadata in which a server gives its name with an error."""
 
 _UNDECODABLE = "Exception deserializing response!"
 """The details that grpc itself gives to a call whose response its deserializer rejects."""
@@ -30,6 +35,12 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
     Returns:
         One of the class of the reason if the status has an ErrorInfo of fedround, else of the class of the code.
     """
+    failure = _from_status(error, address)
+    failure.replica = _replica(error)
+    return failure
+
+
+def _from_status(error: grpc.RpcError, address: str) -> FedroundError:
     code, message = error.code(), error.details() or ""
     info, violations, retry_after = _details(error)
     if info is not None:
@@ -45,6 +56,12 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
         message = f"The server at {address} cannot be reached ({message}). Is `fedround serve` running there?"
     kind = FedroundError._by_code.get(code, FedroundError)
     return kind(code, code.name, message or "The server gave no explanation.", None, violations, retry_after)
+
+
+def _replica(error: grpc.RpcError) -> str:
+    """Returns the name of the replica that has answered with an error; empty if it gave none."""
+    metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    return next((str(value) for name, value in metadata if name == REPLICA), "")
 
 
 def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, dict[str, str], float | None]:

@@ -50,6 +50,9 @@ class FedroundError(Exception):
         metadata: More about the reason, by name.
         field_violations: For each invalid field of the request, what is wrong with it.
         retry_after: How many seconds to wait at least before the next try; None if the server did not say.
+        address: The address of the replica that answered, or could not be reached; empty unless the client has
+            several addresses.
+        replica: The name that the replica gives itself; empty if it did not answer.
     """
 
     _by_code: ClassVar[dict[grpc.StatusCode, type[FedroundError]]] = {}
@@ -79,12 +82,19 @@ class FedroundError(Exception):
         self.metadata = dict(metadata or {})
         self.field_violations = dict(field_violations or {})
         self.retry_after = retry_after
+        self.address = ""
+        self.replica = ""
 
     def __str__(self) -> str:
-        """Returns the reason, the message and the invalid fields as one line, without control characters."""
+        """Returns the reason, the message, the invalid fields and the replica as one line, without control characters.
+
+        The replica is left out if the client has a single address.
+        """
         others = {field: text for field, text in self.field_violations.items() if text not in self.message}
         fields = "".join(f"; {field}: {text}" for field, text in others.items())
-        return one_line(f"{self.reason}: {self.message}{fields}")
+        replica = f"{self.replica} at {self.address}" if self.replica else self.address
+        where = f" (replica {replica})" if self.address and (self.replica or self.address not in self.message) else ""
+        return one_line(f"{self.reason}: {self.message}{fields}{where}")
 
     @property
     def transient(self) -> bool:

@@ -3,7 +3,7 @@
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
-import { credentials, loadPackageDefinition, Metadata } from "@grpc/grpc-js";
+import { credentials, loadPackageDefinition, Metadata, status } from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 
 import { FedroundError } from "./errors.js";
@@ -26,36 +26,59 @@ const OPTIONS = {
   "grpc.max_reconnect_backoff_ms": 5_000,
 };
 
-/** A server, called in the name of one user. */
+/** A server, called in the name of one user. Of several replicas it uses one, and after a failure the next one. */
 export class Server {
+  #replicas; // the services of each
+  #current = 0;
+
   /**
-   * @param {string} address HOST:PORT.
+   * @param {string} address HOST:PORT, or a list of the replicas: HOST:PORT,HOST:PORT.
    * @param {string} token The token of the user.
    * @param {string} [tlsCa] PEM file of the authority that signed the server's certificate, if the machine does not
    *   trust it anyway. Without it, connections to this machine are plaintext.
    */
   constructor(address, token, tlsCa) {
-    const isLocal = /^(localhost|127\.[\d.]+|\[::1\]):\d+$/.test(address);
-    const security =
-      isLocal && !tlsCa ? credentials.createInsecure() : credentials.createSsl(tlsCa ? readFileSync(tlsCa) : null);
-    const options = { ...OPTIONS, "grpc.enable_http_proxy": isLocal ? 0 : 1 };
     // Numbers instead of objects for 64 bits: exact up to 2^53.
     const settings = { includeDirs: [PROTOS], longs: Number, enums: String, defaults: true, oneofs: true };
     const files = ["user", "training", "round", "model"].map((name) => `fedround/v1/${name}.proto`);
     const { v1 } = loadPackageDefinition(loadSync(files, settings)).fedround;
 
-    this.rounds = new v1.RoundService(address, security, options);
-    const channel = { channelOverride: this.rounds.getChannel() };
-    this.models = new v1.ModelService(address, security, channel);
-    this.trainings = new v1.TrainingService(address, security, channel);
-    this.users = new v1.UserService(address, security, channel);
+    this.#replicas = address.split(",").map((one) => connect(v1, one, tlsCa));
     this.address = address;
     this.metadata = new Metadata();
     this.metadata.set("authorization", `Bearer ${token.trim()}`);
   }
 
+  get rounds() {
+    return this.#replicas[this.#current].rounds;
+  }
+
+  get models() {
+    return this.#replicas[this.#current].models;
+  }
+
+  get trainings() {
+    return this.#replicas[this.#current].trainings;
+  }
+
+  get users() {
+    return this.#replicas[this.#current].users;
+  }
+
   close() {
-    this.rounds.close();
+    for (const { rounds } of this.#replicas) rounds.close();
+  }
+
+  /** Goes on with the next replica, and returns the exception for a replica that is gone or shuts down. */
+  leave(message) {
+    this.#current = (this.#current + 1) % this.#replicas.length;
+    return FedroundError.unavailable(message);
+  }
+
+  /** Returns the exception for an error of gRPC; the next call goes to another replica if this one is not available. */
+  failed(error) {
+    if (error.code === status.UNAVAILABLE) this.leave(error.details);
+    return FedroundError.from(error);
   }
 
   /** Calls a method that has one request and one response; throws FedroundError. */
@@ -63,7 +86,7 @@ export class Server {
     return new Promise((resolve, reject) => {
       const limit = { deadline: Date.now() + CALL_TIMEOUT };
       service[method](request, this.metadata, limit, (error, response) =>
-        error ? reject(FedroundError.from(error)) : resolve(response),
+        error ? reject(this.failed(error)) : resolve(response),
       );
     });
   }
@@ -85,12 +108,27 @@ export class Server {
         yield message;
       }
     } catch (error) {
-      if (isSilent) throw FedroundError.unavailable("the server sent nothing for a minute");
-      throw error.metadata ? FedroundError.from(error) : error;
+      if (isSilent) throw this.leave("the server sent nothing for a minute");
+      throw error.metadata ? this.failed(error) : error;
     } finally {
       clearTimeout(alarm);
       signal?.removeEventListener("abort", cancel);
       call.cancel();
     }
   }
+}
+
+/** Returns the services of a server at an address, which connect with the first call. */
+function connect(v1, address, tlsCa) {
+  const isLocal = /^(localhost|127\.[\d.]+|\[::1\]):\d+$/.test(address);
+  const security =
+    isLocal && !tlsCa ? credentials.createInsecure() : credentials.createSsl(tlsCa ? readFileSync(tlsCa) : null);
+  const rounds = new v1.RoundService(address, security, { ...OPTIONS, "grpc.enable_http_proxy": isLocal ? 0 : 1 });
+  const channel = { channelOverride: rounds.getChannel() };
+  return {
+    rounds,
+    models: new v1.ModelService(address, security, channel),
+    trainings: new v1.TrainingService(address, security, channel),
+    users: new v1.UserService(address, security, channel),
+  };
 }

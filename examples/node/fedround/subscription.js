@@ -1,6 +1,6 @@
 // The events of a user's trainings, each once and in order, across lost connections and restarts of the server.
 
-import { backOff, FedroundError } from "./errors.js";
+import { backOff } from "./errors.js";
 
 const INLINE_MODEL_BYTES = 1 << 20; // the largest model that comes with round_started: the most that servers send
 
@@ -27,14 +27,14 @@ export async function* subscribe(server, sessionId, log, signal) {
     };
     try {
       for await (const event of server.read(server.rounds, "subscribe", request, signal)) {
-        if (event.payload === "goingAway") throw FedroundError.unavailable(event.goingAway.message);
+        if (event.payload === "goingAway") throw server.leave(event.goingAway.message);
         failures = 0;
         const { trainingId, sequence, payload } = event;
         const known = cursors[trainingId] ?? 0;
         if (trainingId) cursors[trainingId] = Math.max(known, sequence);
         if (payload !== "heartbeat" && sequence > known) yield event;
       }
-      throw FedroundError.unavailable("the server ended the subscription");
+      throw server.leave("the server ended the subscription");
     } catch (error) {
       signal.throwIfAborted();
       if (error.reason === "CURSOR_EXPIRED") cursors = {};

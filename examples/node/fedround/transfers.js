@@ -79,8 +79,8 @@ function send(server, spec, file) {
     const call = server.rounds.submitUpdate(server.metadata, (error, response) => {
       clearTimeout(alarm);
       source.destroy();
-      if (isSilent) reject(FedroundError.unavailable("the server did not go on with the upload"));
-      else if (error) reject(FedroundError.from(error));
+      if (isSilent) reject(server.leave("the server did not go on with the upload"));
+      else if (error) reject(server.failed(error));
       else resolve(response.receipt);
     });
     const alarm = setTimeout(() => {

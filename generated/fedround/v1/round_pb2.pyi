@@ -7,6 +7,7 @@ from collections import abc as _abc
 from fedround.v1 import event_pb2 as _event_pb2
 from fedround.v1 import training_pb2 as _training_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -419,6 +420,160 @@ class SubscribeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubscribeRequest: _TypeAlias = SubscribeRequest  # noqa: Y015
+
+@_typing.final
+class CheckInRequest(_message.Message):
+    """Request of CheckIn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ResumeAfterSequenceEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TRAINING_ID_FIELD_NUMBER: _builtins.int
+    RESUME_AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    LAST_RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    training_id: _builtins.str
+    """UUID of the training; empty for all trainings of the caller."""
+    session_id: _builtins.str
+    """UUID that the program chooses when it starts. While another program of the user takes part by a subscription, the
+    call gets ALREADY_PARTICIPATING. Two programs that check in are not told apart: give each a user of its own.
+    """
+    @_builtins.property
+    def resume_after_sequence(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Where to resume: what the last response said; empty at first, which begins at the current round of each training. An
+        unknown sequence is OUT_OF_RANGE, as in Subscribe.
+        """
+
+    @_builtins.property
+    def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What a participant says of itself, as in Subscribe."""
+
+    @_builtins.property
+    def last_retry_after(self) -> _duration_pb2.Duration:
+        """The retry_after of the last response, whichever replica gave it; unset at first. A server that has just started
+        learns from it how many devices there are.
+        """
+
+    def __init__(
+        self,
+        *,
+        training_id: _builtins.str = ...,
+        resume_after_sequence: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        session_id: _builtins.str = ...,
+        attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        last_retry_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_retry_after", b"last_retry_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "last_retry_after", b"last_retry_after", "resume_after_sequence", b"resume_after_sequence", "session_id", b"session_id", "training_id", b"training_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckInRequest: _TypeAlias = CheckInRequest  # noqa: Y015
+
+@_typing.final
+class CheckInResponse(_message.Message):
+    """Response of CheckIn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ResumeAfterSequenceEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    RESUME_AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    ended: _builtins.bool
+    """With training_id: whether no further event will come, so that there is nothing to call again for."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
+        """What is new: the events that Subscribe would send, in order for each training, and without heartbeats. Each is
+        returned at least once. A round may be over by the time of the call: what counts is the last one that started.
+        """
+
+    @_builtins.property
+    def resume_after_sequence(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Pass it with the next call. It has the trainings that have not ended."""
+
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """How long after this response to call again, or later if the work that the events ask for takes longer. Zero if there
+        are more events than fit into this response: then call again at once.
+        """
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[_event_pb2.Event] | None = ...,
+        resume_after_sequence: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
+        ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "events", b"events", "resume_after_sequence", b"resume_after_sequence", "retry_after", b"retry_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckInResponse: _TypeAlias = CheckInResponse  # noqa: Y015
 
 @_typing.final
 class SubmitUpdateRequest(_message.Message):
@@ -1062,7 +1217,7 @@ class Round(_message.Message):
     num_failed: _builtins.int
     """Number of participants in the cohort that the round does not wait for, since they failed or are absent."""
     num_connected: _builtins.int
-    """Registered participants that are connected now, that is, subscribed."""
+    """Registered participants that are connected now: subscribed, or expected to check in again."""
     updates_enough: _builtins.int
     """With wait_after_min: how many updates or reports are enough at wait_end_time or at the deadline; updates_expected
     close the round at once. Else the same as updates_expected.
@@ -1277,7 +1432,9 @@ class RoundParticipant(_message.Message):
     uploaded_bytes: _builtins.int
     """Bytes of its upload that have arrived, also while it is interrupted. 0 after a restart until the upload resumes."""
     subscribed: _builtins.bool
-    """Whether it has an open subscription; keepalive ends subscriptions of participants that have disappeared."""
+    """Whether it has an open subscription, or has checked in and is expected back; keepalive ends subscriptions of
+    participants that have disappeared.
+    """
     rounds_left_out: _builtins.int
     """In how many rounds of this training its work was left out: it was asked and did not fail, and the round closed
     without it.

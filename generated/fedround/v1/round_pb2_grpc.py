@@ -41,6 +41,11 @@ class RoundServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_round__pb2.SubscribeRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_event__pb2.Event.FromString,
                 _registered_method=True)
+        self.CheckIn = channel.unary_unary(
+                '/fedround.v1.RoundService/CheckIn',
+                request_serializer=fedround_dot_v1_dot_round__pb2.CheckInRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_round__pb2.CheckInResponse.FromString,
+                _registered_method=True)
         self.SubmitUpdate = channel.stream_unary(
                 '/fedround.v1.RoundService/SubmitUpdate',
                 request_serializer=fedround_dot_v1_dot_round__pb2.SubmitUpdateRequest.SerializeToString,
@@ -94,6 +99,16 @@ class RoundServiceServicer(object):
         after the training's last event. The server sends the initial metadata once the starting position is fixed: all
         later events are delivered.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- an event is a noun of its own, stored and streamed alike
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckIn(self, request, context):
+        """Returns what is new for a participant that holds no subscription open, and when to ask again: for fleets of more
+        devices than a server can have streams. The server tells each device to wait for a random time, so that the calls of
+        all are spread over time, as many a second as the operator allows. A participant that has checked in counts as
+        connected until it is to come back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +188,11 @@ def add_RoundServiceServicer_to_server(servicer, server):
                     request_deserializer=fedround_dot_v1_dot_round__pb2.SubscribeRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_event__pb2.Event.SerializeToString,
             ),
+            'CheckIn': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckIn,
+                    request_deserializer=fedround_dot_v1_dot_round__pb2.CheckInRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_round__pb2.CheckInResponse.SerializeToString,
+            ),
             'SubmitUpdate': grpc.stream_unary_rpc_method_handler(
                     servicer.SubmitUpdate,
                     request_deserializer=fedround_dot_v1_dot_round__pb2.SubmitUpdateRequest.FromString,
@@ -242,6 +262,33 @@ class RoundService(object):
             '/fedround.v1.RoundService/Subscribe',
             fedround_dot_v1_dot_round__pb2.SubscribeRequest.SerializeToString,
             fedround_dot_v1_dot_event__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckIn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedround.v1.RoundService/CheckIn',
+            fedround_dot_v1_dot_round__pb2.CheckInRequest.SerializeToString,
+            fedround_dot_v1_dot_round__pb2.CheckInResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,12 @@ class RoundServiceStub:
     later events are delivered.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- an event is a noun of its own, stored and streamed alike
     """
+    CheckIn: _grpc.UnaryUnaryMultiCallable[_round_pb2.CheckInRequest, _round_pb2.CheckInResponse]
+    """Returns what is new for a participant that holds no subscription open, and when to ask again: for fleets of more
+    devices than a server can have streams. The server tells each device to wait for a random time, so that the calls of
+    all are spread over time, as many a second as the operator allows. A participant that has checked in counts as
+    connected until it is to come back.
+    """
     SubmitUpdate: _grpc.StreamUnaryMultiCallable[_round_pb2.SubmitUpdateRequest, _round_pb2.SubmitUpdateResponse]
     """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
     receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
@@ -87,6 +93,12 @@ class RoundServiceAsyncStub(RoundServiceStub):
     after the training's last event. The server sends the initial metadata once the starting position is fixed: all
     later events are delivered.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- an event is a noun of its own, stored and streamed alike
+    """
+    CheckIn: _aio.UnaryUnaryMultiCallable[_round_pb2.CheckInRequest, _round_pb2.CheckInResponse]  # type: ignore[assignment]
+    """Returns what is new for a participant that holds no subscription open, and when to ask again: for fleets of more
+    devices than a server can have streams. The server tells each device to wait for a random time, so that the calls of
+    all are spread over time, as many a second as the operator allows. A participant that has checked in counts as
+    connected until it is to come back.
     """
     SubmitUpdate: _aio.StreamUnaryMultiCallable[_round_pb2.SubmitUpdateRequest, _round_pb2.SubmitUpdateResponse]  # type: ignore[assignment]
     """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
@@ -136,6 +148,18 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         after the training's last event. The server sends the initial metadata once the starting position is fixed: all
         later events are delivered.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- an event is a noun of its own, stored and streamed alike
+        """
+
+    @_abc_1.abstractmethod
+    def CheckIn(
+        self,
+        request: _round_pb2.CheckInRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_round_pb2.CheckInResponse, _abc.Awaitable[_round_pb2.CheckInResponse]]:
+        """Returns what is new for a participant that holds no subscription open, and when to ask again: for fleets of more
+        devices than a server can have streams. The server tells each device to wait for a random time, so that the calls of
+        all are spread over time, as many a second as the operator allows. A participant that has checked in counts as
+        connected until it is to come back.
         """
 
     @_abc_1.abstractmethod

@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(None, description="PEM file with the private key.")
     tls_client_ca: Path | None = Field(None, description="PEM file with the CA of client certificates; requires them.")
     insecure: bool = Field(False, description="Listen on addresses other than loopback without TLS.")
+    replica_name: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._:-]{0,64}$",
+        description="Name of this server in errors, for clients with several addresses; by default host name and port.",
+    )
 
     data_dir: Path = Field(Path("fedround-data"), description="Directory of the database, the files and admin.token.")
     database: str = Field("", description="postgresql:// URL; empty for a SQLite file in the data directory.")
@@ -94,6 +99,19 @@ class Settings(BaseSettings):
 
     heartbeat_seconds: float = Field(
         DEFAULTS.heartbeat.total_seconds(), gt=0, description="Longest silence of a subscription."
+    )
+    max_check_ins_per_second: float = Field(
+        DEFAULTS.max_check_ins_per_second,
+        gt=0,
+        description="Check-ins of all participants without a subscription: they are told to wait for as long as it"
+        " takes.",
+    )
+    check_in_seconds: float = Field(
+        DEFAULTS.check_in.total_seconds(),
+        gt=0,
+        le=86_400,
+        description="Least time between two check-ins of a participant, on average; six times as long without a"
+        " training.",
     )
     keepalive_seconds: float = Field(30.0, gt=0, le=86_400, description="Time after which a silent peer gets a ping.")
     keepalive_timeout_seconds: float = Field(
@@ -241,6 +259,7 @@ class Settings(BaseSettings):
         return Limits(
             **{name: getattr(self, name) for name in names},
             heartbeat=timedelta(seconds=self.heartbeat_seconds),
+            check_in=timedelta(seconds=self.check_in_seconds),
             token_lifetime=_duration(default),
             max_token_lifetime=_duration(longest),
         )

@@ -76,7 +76,7 @@ class Absences:
 
     def _is_absent(self, member: AwaitedMember, now: datetime) -> bool:
         presence = self._context.presence
-        if presence.is_connected(member.user_id):
+        if presence.is_connected(member.user_id, now):
             return False
         times = (self._start, member.since, presence.last_seen(member.user_id, now))
         return now - max(time for time in times if time is not None) >= member.limit

@@ -185,7 +185,7 @@ class Aggregations:
             raise OSError(f"{error}, and was intact when it was read again")
         if lost and not self._stopped:
             closed, now = task.round, self._context.clock.now()
-            connected = self._context.presence.listeners()
+            connected = self._context.presence.listeners(now)
             await self._store.reopen(closed.training_id, closed.number, closed.epoch, lost, now, connected=connected)
             reached("aggregation.reopened")
             await self._followed(closed.training_id)

@@ -2,6 +2,7 @@
 
 from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.audit import Audit
+from fedround_server.coordinator.check_in import CheckIns
 from fedround_server.coordinator.collection import Collection
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.control import Control
@@ -47,6 +48,7 @@ class Coordinator:
         self.trainings = Trainings(context, self.uploads, self.rounds, self.privacy)
         self.control = Control(context, self.rounds)
         self.subscriptions = Subscriptions(context)
+        self.check_ins = CheckIns(context, self.subscriptions.sessions)
         self.inference = Inference(context)
         self.audit = Audit(context)
         self.replays = Replays(context, self.uploads.space)

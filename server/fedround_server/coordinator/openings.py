@@ -59,12 +59,13 @@ class Openings:
                 return
             self._loaded[training_id] = found
         pending = self._loaded[training_id]
-        connected = frozenset(filter(self._context.presence.is_listening, pending.participant_ids))
+        now, presence = self._context.clock.now(), self._context.presence
+        connected = frozenset(one for one in pending.participant_ids if presence.is_listening(one, now))
         if len(connected) < pending.wanted or connected == self._tried.get(training_id):
             return
         self._tried[training_id] = connected
         try:
-            opened = await self._context.store.rounds.open(training_id, number, connected, self._context.clock.now())
+            opened = await self._context.store.rounds.open(training_id, number, connected, now)
         except Unavailable:
             # It may have been opened all the same: the next look finds out.
             self._tried.pop(training_id, None)

@@ -1,4 +1,4 @@
-"""Presence: which users have a subscription open, and when each user was last seen."""
+"""Presence: which users listen, by a subscription or by check-ins, and when each user was last seen."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +13,8 @@ class Presence:
         self._seen: dict[str, datetime] = {}
         self._news: set[str] = set()
         self._listening: Counter[str] = Counter()
+        # Until when users that have checked in are expected back.
+        self._expected: dict[str, datetime] = {}
         self._calls: Counter[str] = Counter()
         self._attributes: dict[str, Mapping[str, str]] = {}
 
@@ -33,6 +35,18 @@ class Presence:
         """Records that a user has closed a subscription."""
         self._remove(self._listening, user_id, now)
 
+    def expect(self, user_id: str, until: datetime) -> None:
+        """Records that a user has checked in, and counts as listening until it checks in again, or until that time."""
+        self._expected[user_id] = until
+
+    def has_checked_in(self, user_id: str) -> bool:
+        """Returns whether a user has checked in since the start of the server, and was not given up long ago."""
+        return user_id in self._expected
+
+    def num_expected(self) -> int:
+        """Returns how many users check in."""
+        return len(self._expected)
+
     def begin_call(self, user_id: str, now: datetime) -> None:
         """Records that a call of a user has begun."""
         self._add(self._calls, user_id, now)
@@ -41,17 +55,21 @@ class Presence:
         """Records that a call of a user has ended."""
         self._remove(self._calls, user_id, now)
 
-    def is_connected(self, user_id: str) -> bool:
-        """Returns whether a call of a user is in progress."""
-        return user_id in self._calls or user_id in self._listening
+    def is_connected(self, user_id: str, now: datetime) -> bool:
+        """Returns whether a call of a user is in progress, or the user is listening."""
+        return user_id in self._calls or self.is_listening(user_id, now)
 
-    def is_listening(self, user_id: str) -> bool:
-        """Returns whether a user has a subscription open."""
-        return user_id in self._listening
+    def is_listening(self, user_id: str, now: datetime) -> bool:
+        """Returns whether a user has a subscription open, or is expected to check in."""
+        if user_id in self._listening:
+            return True
+        until = self._expected.get(user_id)
+        return until is not None and now < until
 
-    def listeners(self) -> frozenset[str]:
-        """Returns all users that have a subscription open."""
-        return frozenset(self._listening)
+    def listeners(self, now: datetime) -> frozenset[str]:
+        """Returns all users that are listening."""
+        expected = (user_id for user_id, until in self._expected.items() if now < until)
+        return frozenset(self._listening).union(expected)
 
     def describe(self, user_id: str, attributes: Mapping[str, str]) -> None:
         """Keeps what a participant says of itself, in place of what it said before; nothing else depends on it."""
@@ -70,10 +88,12 @@ class Presence:
         """Forgets a user."""
         self._seen.pop(user_id, None)
         self._attributes.pop(user_id, None)
+        self._expected.pop(user_id, None)
         self._news.discard(user_id)
 
     def take_news(self, now: datetime) -> dict[str, datetime]:
-        """Returns when users were last seen, for those seen since the last call."""
+        """Returns when users were last seen, for those seen since the last call; gives up those that did not return."""
+        self._expected = {user_id: until for user_id, until in self._expected.items() if now < until}
         for user_id in self._listening:
             self.see(user_id, now)
         news = {user_id: self._seen[user_id] for user_id in self._news}

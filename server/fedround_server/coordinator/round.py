@@ -125,7 +125,7 @@ class Rounds:
         if due:
             log_rounds.info("deadline_passed", training_id=training_id, round=number, attempt=attempt)
         now = self._context.clock.now() if at_least is None else max(self._context.clock.now(), at_least)
-        connected = self._context.presence.listeners()
+        connected = self._context.presence.listeners(now)
         if await self._store.judge(training_id, number, due=due, now=now, attempt=attempt, connected=connected):
             self.aggregations.start(training_id)
         self._context.hub.notify(training_id)

@@ -26,7 +26,7 @@ class MemberView:
     Attributes:
         member: What the store knows of the member.
         last_seen: When the member was last connected, if known.
-        subscribed: Whether the member has a subscription open.
+        subscribed: Whether the member has a subscription open, or has checked in and is expected back.
         uploaded_bytes: How many bytes of its update have arrived.
         forecast: When its update is expected; None if it has arrived, or if there is no history.
         attributes: What the member says of itself.
@@ -49,9 +49,9 @@ class Explanation:
         members: A page of its cohort, and the first member behind it; none in a summary.
         forecast_end: When its present attempt is expected to end; None if that is not known, and in a summary.
         damage: Which file has to be restored before its result can be computed; None if none is known to be damaged.
-        num_connected: How many registered participants have a subscription open.
-        not_connected: Of a pending round, the registered participants that have none; when each was seen last. Left
-            out of a summary.
+        num_connected: How many registered participants are listening.
+        not_connected: Of a pending round, the registered participants that are not; when each was seen last. Left out
+            of a summary.
         page: Which members these are.
     """
 
@@ -91,7 +91,7 @@ class RoundStatus:
         not_connected = tuple(
             replace(one, seen_time=presence.last_seen(one.user_id, now) or one.seen_time)
             for one in found.awaited
-            if not presence.is_listening(one.user_id)
+            if not presence.is_listening(one.user_id, now)
         )
         return replace(
             self._summary(found),
@@ -121,7 +121,8 @@ class RoundStatus:
     def _summary(self, found: RoundView) -> Explanation:
         is_closed = found.round.state is RoundState.AGGREGATING
         damage = self._aggregations.damage.get(found.round.training_id) if is_closed else None
-        num_connected = sum(map(self._context.presence.is_listening, found.participant_ids))
+        now, presence = self._context.clock.now(), self._context.presence
+        num_connected = sum(presence.is_listening(one, now) for one in found.participant_ids)
         return Explanation(found, damage=damage, num_connected=num_connected)
 
     def _view(self, member: RoundMember, found: Round, now: datetime) -> MemberView:
@@ -129,7 +130,7 @@ class RoundStatus:
         return MemberView(
             member=member,
             last_seen=presence.last_seen(user_id, now) or member.seen_time,
-            subscribed=presence.is_listening(user_id),
+            subscribed=presence.is_listening(user_id, now),
             uploaded_bytes=self._progress.bytes_arrived(found.training_id, found.number, user_id) if missing else 0,
             forecast=forecast.arrival(member.ask_time, member.durations, now) if missing else None,
             attributes=presence.attributes(user_id),

@@ -28,11 +28,27 @@ class _Session:
 
 
 class Sessions:
-    """The sessions that take part in rounds, by user. A subscription without a session is not among them."""
+    """The sessions that take part in rounds. A subscription without a session is not among them.
+
+    Attributes:
+        open: Those of each user.
+    """
 
     def __init__(self) -> None:
         """Begins without sessions."""
-        self._open: dict[str, list[_Session]] = {}
+        self.open: dict[str, list[_Session]] = {}
+
+    def check(self, user_id: str, session_id: str | None, training_id: str | None) -> None:
+        """Checks that no other program takes part in a training as the same user; the arguments as for `participating`.
+
+        Raises:
+            AlreadyParticipating: One does.
+        """
+        if session_id is None:
+            return
+        for other in self.open.get(user_id, ()):
+            if other.excludes(session_id, training_id):
+                raise AlreadyParticipating(other.since.isoformat(timespec="seconds"))
 
     def participating(
         self, user_id: str, session_id: str | None, training_id: str | None, now: datetime
@@ -52,33 +68,31 @@ class Sessions:
             AlreadyParticipating: Another program takes part.
         """
         session = None if session_id is None else _Session(session_id, training_id, now)
-        return _Participating(self._open, user_id, session)
+        return _Participating(self, user_id, session)
 
 
 class _Participating:
     """The block of one subscription. A generator would take more memory, and there are thousands."""
 
-    __slots__ = ("_open", "_session", "_user_id")
+    __slots__ = ("_session", "_sessions", "_user_id")
 
-    def __init__(self, open_: dict[str, list[_Session]], user_id: str, session: _Session | None) -> None:
-        self._open = open_
+    def __init__(self, sessions: Sessions, user_id: str, session: _Session | None) -> None:
+        self._sessions = sessions
         self._user_id = user_id
         self._session = session
 
     def __enter__(self) -> None:
         if self._session is None:
             return
-        for other in self._open.get(self._user_id, ()):
-            if other.excludes(self._session.session_id, self._session.training_id):
-                raise AlreadyParticipating(other.since.isoformat(timespec="seconds"))
-        self._open.setdefault(self._user_id, []).append(self._session)
+        self._sessions.check(self._user_id, self._session.session_id, self._session.training_id)
+        self._sessions.open.setdefault(self._user_id, []).append(self._session)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._session is None:
             return
-        sessions = self._open[self._user_id]
+        sessions = self._sessions.open[self._user_id]
         sessions.remove(self._session)
         if not sessions:
-            del self._open[self._user_id]
+            del self._sessions.open[self._user_id]

@@ -34,12 +34,25 @@ class GoingAway:
 Send = Callable[[Event | Heartbeat | GoingAway], Awaitable[None]]
 
 
+def check_history(start: int, view: LogView) -> None:
+    """Checks that a log still has the history that a cursor belongs to.
+
+    Raises:
+        CursorExpired: It does not.
+    """
+    if history_of(start) != history_of(view.last_sequence):
+        raise CursorExpired(
+            f"resume_after_sequence {start} is from before the training {view.training_id} was restored from a backup:"
+            " subscribe without it to start at the current round"
+        )
+
+
 class Subscriptions:
     """All open subscriptions."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._sessions = Sessions()
+        self.sessions = Sessions()
         self._feeds = Feeds(context.hub, context.store.events)
         self._heartbeats = Heartbeats(context.limits.heartbeat.total_seconds())
         self._closing = False
@@ -78,7 +91,7 @@ class Subscriptions:
             TrainingNotFound: The user never took part in the training.
             CursorExpired: A log ends before its cursor.
         """
-        session = self._sessions.participating(user_id, session_id, training_id, self._context.clock.now())
+        session = self.sessions.participating(user_id, session_id, training_id, self._context.clock.now())
         # Follow the topics first, then read the log: what happens in between wakes the next wait.
         with session, self._context.hub.waiter() as waiter:
             subscription: _One | _All
@@ -229,11 +242,8 @@ class _Subscription:
                 page = offered[1]
             else:
                 page = await self._store.poll(training_id, self._reader(training_id), cursor, BATCH)
-            if start and history_of(start) != history_of(page.view.last_sequence):
-                raise CursorExpired(
-                    f"resume_after_sequence {start} is from before the training {training_id} was restored from a"
-                    " backup: subscribe without it to start at the current round"
-                )
+            if start:
+                check_history(start, page.view)
             if cursor == start:
                 self._admissions.know(training_id, self._reader(training_id))
             follows_more = page.view.is_actor and self._waiter.follow([for_actor(training_id)])

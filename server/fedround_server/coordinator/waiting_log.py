@@ -62,14 +62,14 @@ class WaitingLog:
         found, rule = view.round, view.wait_rule
         if rule is None:
             return
-        presence = self._context.presence
+        now, presence = self._context.clock.now(), self._context.presence
         values: dict[str, object] = {
             "training_id": training_id,
             "round": number,
             "kind": found.kind.public_name,
             "waits_for": rule.value,
             "seconds": round(waited.total_seconds()),
-            "connected": sum(map(presence.is_listening, view.participant_ids)),
+            "connected": sum(presence.is_listening(one, now) for one in view.participant_ids),
             "registered": len(view.participant_ids),
         }
         if found.state is RoundState.PENDING:

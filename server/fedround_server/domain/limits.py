@@ -30,6 +30,8 @@ class Limits(Quotas):
         min_free_bytes: Free space on the disk that new models leave; updates leave half of it.
         max_stored_bytes: Size of all stored files; new models are rejected beyond it.
         heartbeat: The longest silence of a subscription.
+        max_check_ins_per_second: Calls of all participants that check in.
+        check_in: The least time between two check-ins of a participant, on average.
         max_predictions: Predictions that wait or run at the same time.
         predict_seconds: Duration of a prediction.
         predict_bytes: Memory of a prediction and the operator's code, without torch's own.
@@ -43,6 +45,8 @@ class Limits(Quotas):
     min_free_bytes: int = 1 << 30
     max_stored_bytes: int = 1 << 44
     heartbeat: timedelta = timedelta(seconds=20)
+    max_check_ins_per_second: float = 100.0
+    check_in: timedelta = timedelta(seconds=10)
     max_predictions: int = 32
     predict_seconds: float = 60.0
     predict_bytes: int = 2 << 30

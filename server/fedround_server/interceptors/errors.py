@@ -22,6 +22,8 @@ log = structlog.get_logger("fedround.error")
 DOMAIN = "fedround"
 # A status travels as metadata, which gRPC limits to 8 KiB: it contains the message two or three times, percent-encoded.
 MAX_MESSAGE_BYTES = 1200
+REPLICA = "fedround-replica"
+"""The trailing metadata with the name of the server."""
 
 CODES: Mapping[type[FedroundError], grpc.StatusCode] = {
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
@@ -39,7 +41,11 @@ CODES: Mapping[type[FedroundError], grpc.StatusCode] = {
 
 
 class ErrorInterceptor(ContextInterceptor):
-    """Turns the errors of the interceptors and handlers inside of it into statuses."""
+    """Turns the errors of the interceptors and handlers inside of it into statuses.
+
+    Attributes:
+        replica: The name of this server, which authenticated callers get with each error; empty for none.
+    """
 
     def __init__(self, max_message: int, on_error: Callable[[str, str, FedroundError], None]) -> None:
         """Makes the interceptor.
@@ -49,13 +55,14 @@ class ErrorInterceptor(ContextInterceptor):
             on_error: Called with the method, the peer and the error of each call that fails; must return at once.
         """
         self._max_message = max_message
-        self._on_error = on_error
+        self.on_error = on_error
+        self.replica = ""
 
     def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Aborts the call with the status of the error that it raises."""
         # An earlier call may have left its user here.
         acting.set("")
-        return _CheckedCall(method, context, self._on_error)
+        return _CheckedCall(method, context, self)
 
     def check_response(self, method: str, response: Message) -> None:
         """Checks that a response fits into a message.
@@ -72,12 +79,12 @@ class ErrorInterceptor(ContextInterceptor):
 class _CheckedCall:
     """Aborts one call. Thousands are in progress at the same time: a generator would take five times the memory."""
 
-    __slots__ = ("_context", "_method", "_on_error", "_peer")
+    __slots__ = ("_context", "_interceptor", "_method", "_peer")
 
-    def __init__(self, method: str, context: Call, on_error: Callable[[str, str, FedroundError], None]) -> None:
+    def __init__(self, method: str, context: Call, interceptor: ErrorInterceptor) -> None:
         self._method = method
         self._context = context
-        self._on_error = on_error
+        self._interceptor = interceptor
         # Read now: once a call has ended, peer() reads freed memory.
         self._peer = context.peer()
 
@@ -89,14 +96,23 @@ class _CheckedCall:
             return
         if isinstance(error, FedroundError):
             structlog.contextvars.bind_contextvars(reason=error.reason)
-            self._on_error(self._method, self._peer, error)
+            self._interceptor.on_error(self._method, self._peer, error)
             structlog.contextvars.bind_contextvars(reason=error.reason)
-            await _abort(self._context, to_status(error))
+            await self._abort(to_status(error))
         else:
             error_id = str(uuid.uuid4())
             structlog.contextvars.bind_contextvars(reason="INTERNAL")
             log.exception("unexpected error", method=self._method, error_id=error_id)
-            await _abort(self._context, _internal(error_id))
+            await self._abort(_internal(error_id))
+
+    async def _abort(self, status: status_pb2.Status) -> None:
+        # Not abort_with_status: this way the context knows the code, for logs and traces.
+        rich = rpc_status.to_status(status)
+        metadata = rich.trailing_metadata
+        # A stranger does not learn the name of the machine.
+        if self._interceptor.replica and acting.get():
+            metadata = (*metadata, (REPLICA, self._interceptor.replica))
+        await self._context.abort(rich.code, rich.details, metadata)
 
 
 def code_of(error: FedroundError) -> grpc.StatusCode:
@@ -155,9 +171,3 @@ def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> stat
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
     return status_pb2.Status(code=code.value[0], message=message, details=packed)
-
-
-async def _abort(context: Call, status: status_pb2.Status) -> None:
-    # Not abort_with_status: this way the context knows the code, for logs and traces.
-    rich = rpc_status.to_status(status)
-    await context.abort(rich.code, rich.details, rich.trailing_metadata)

@@ -12,6 +12,8 @@ from fedround_server.counters import Counters
 from fedround_server.interceptors.wrapping import Call, ContextInterceptor
 
 log = structlog.get_logger("fedround.call")
+FREQUENT = frozenset({"/fedround.v1.RoundService/CheckIn"})
+"""Methods that devices call again and again, at any time: without an error they are logged as DEBUG."""
 CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -45,7 +47,11 @@ class _LoggedCall:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
         code = "CANCELLED" if cancelled else status_code(self._context).name
-        level = log.warning if code in ("INTERNAL", "UNKNOWN", "UNAVAILABLE") else log.info
+        level = log.info
+        if code in ("INTERNAL", "UNKNOWN", "UNAVAILABLE"):
+            level = log.warning
+        elif code == "OK" and self._method in FREQUENT:
+            level = log.debug
         seconds = time.monotonic() - self._started
         self._counters.add_call(self._method, code, seconds)
         level("call", method=self._method, code=code, seconds=round(seconds, 4), peer=self._peer)

@@ -1,9 +1,11 @@
 """RoundService."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
 
 from fedround.v1 import event_pb2, round_pb2, round_pb2_grpc
 from fedround_server.coordinator import Coordinator
+from fedround_server.coordinator.check_in import Full
 from fedround_server.coordinator.inline_models import MAX_INLINE_BYTES, InlineModels
 from fedround_server.coordinator.served_files import ServedFile
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
@@ -15,6 +17,10 @@ from fedround_server.services import convert, fields, pages, round_view
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
 from fedround_server.services.compression import Compressor, parse_compression
 from fedround_server.services.event_encoder import EventEncoder
+
+MAX_EVENTS_BYTES = 1 << 20
+"""Size of the events in one response to a check-in, unless the first one alone is larger."""
+MAX_WAIT = timedelta(days=3650)
 
 
 class RoundService(round_pb2_grpc.RoundServiceServicer):
@@ -34,12 +40,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
     ) -> None:
         """Streams events."""
         training_id = fields.parse_optional_id("training_id", request.training_id)
-        cursors = {
-            fields.parse_id("resume_after_sequence", key): sequence
-            for key, sequence in request.resume_after_sequence.items()
-        }
-        if any(sequence >= 1 << 62 for sequence in cursors.values()):
-            raise FieldInvalid("resume_after_sequence", "has a sequence beyond the end of any log")
+        cursors = _parse_cursors(request.resume_after_sequence)
         session_id = fields.parse_optional_id("session_id", request.session_id)
         attributes = fields.parse_attributes("attributes", request.attributes)
         if caller().is_viewer and session_id is not None:
@@ -59,6 +60,33 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
             attributes,
             is_viewer=caller().is_viewer,
         )
+
+    async def CheckIn(self, request: round_pb2.CheckInRequest, context: Call) -> round_pb2.CheckInResponse:
+        """Returns what is new, and when to ask again."""
+        response = round_pb2.CheckInResponse()
+        size = 0
+
+        def add(event: Event) -> None:
+            nonlocal size
+            encoded = self._encoder.encode(event)
+            size += len(encoded)
+            if size > MAX_EVENTS_BYTES and response.events:
+                raise Full
+            response.events.add().ParseFromString(encoded)
+
+        checked = await self._coordinator.check_ins.check_in(
+            caller().user_id,
+            fields.parse_optional_id("training_id", request.training_id),
+            _parse_cursors(request.resume_after_sequence),
+            add,
+            fields.parse_optional_id("session_id", request.session_id),
+            fields.parse_attributes("attributes", request.attributes),
+            fields.parse_optional_duration("last_retry_after", request, MAX_WAIT),
+        )
+        response.resume_after_sequence.update(checked.resume_after)
+        response.retry_after.FromTimedelta(checked.retry_after)
+        response.ended = checked.ended
+        return response
 
     async def SubmitUpdate(
         self,
@@ -181,6 +209,13 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         found = await self._coordinator.round_status.page(training_id, reader_id, before, size + 1)
         page, token = pages.cut(found, size, round_view.write, lambda one: pages.format_token(one.view.round.number))
         return round_pb2.GetRoundsResponse(rounds=page, next_page_token=token)
+
+
+def _parse_cursors(found: Mapping[str, int]) -> dict[str, int]:
+    cursors = {fields.parse_id("resume_after_sequence", key): sequence for key, sequence in found.items()}
+    if any(sequence >= 1 << 62 for sequence in cursors.values()):
+        raise FieldInvalid("resume_after_sequence", "has a sequence beyond the end of any log")
+    return cursors
 
 
 class _Subscriber:
