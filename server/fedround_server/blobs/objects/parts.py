@@ -1,0 +1,106 @@
+"""Puts a local file into a bucket while it grows."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+from fedround_server.blobs.objects.bucket import Bucket
+from fedround_server.blobs.objects.layout import Part, size_of
+from fedround_server.failpoints import reached
+
+MAX_PENDING = 2
+"""How many parts of a file are put at the same time."""
+
+
+class PartUploader:
+    """Puts the parts of a file, each when it is complete. One thread at a time may call it.
+
+    Attributes:
+        parts: What was put, from the beginning of the file on.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        pool: Executor,
+        path: Path,
+        group: str,
+        part_bytes: int,
+        kept: Sequence[Part] = (),
+        record: Callable[[Sequence[Part]], None] = lambda _: None,
+    ) -> None:
+        """Puts nothing yet.
+
+        Args:
+            bucket: Where to put the parts.
+            pool: Its threads put them.
+            path: The file.
+            group: What their keys begin with.
+            part_bytes: Size of a part; the last one is smaller.
+            kept: The parts of the first bytes, put by earlier attempts.
+            record: Called with `parts` when there is another one.
+        """
+        self.parts = list(kept)
+        self._bucket = bucket
+        self._pool = pool
+        self._path = path
+        self._group = group
+        self._part_bytes = part_bytes
+        self._record = record
+        self._position = size_of(kept)
+        self._number = 0
+        self._pending: deque[tuple[Part, Future[None]]] = deque()
+
+    def advance(self, size: int) -> None:
+        """Begins to put the parts that are complete in a file of a size, in bytes; waits while there are several.
+
+        Raises:
+            ObjectsUnavailable: An earlier one cannot be put.
+        """
+        while size - self._position >= self._part_bytes:
+            self._begin(self._part_bytes)
+
+    def finish(self, size: int) -> None:
+        """Puts the rest of a file of a size, in bytes, and waits until all parts are durable.
+
+        Raises:
+            ObjectsUnavailable: One cannot be put.
+        """
+        self.advance(size)
+        if size > self._position:
+            self._begin(size - self._position)
+        while self._pending:
+            self._end()
+
+    def abandon(self) -> None:
+        """Waits for the parts that are being put, and begins no others."""
+        for _, future in self._pending:
+            future.cancel()
+        for _, future in self._pending:
+            if not future.cancelled():
+                future.exception()
+        self._pending.clear()
+
+    def _begin(self, size: int) -> None:
+        if len(self._pending) == MAX_PENDING:
+            self._end()
+        part = Part(f"{self._group}{self._number}", size)
+        self._pending.append((part, self._pool.submit(self._put, part, self._position)))
+        self._number += 1
+        self._position += size
+
+    def _end(self) -> None:
+        part, future = self._pending.popleft()
+        future.result()
+        self.parts.append(part)
+        reached("object.part_put")
+        self._record(self.parts)
+
+    def _put(self, part: Part, position: int) -> None:
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            self._bucket.put(part.key, os.pread(descriptor, part.size_bytes, position))
+        finally:
+            os.close(descriptor)
