@@ -37,7 +37,7 @@ LAYERS = {
     **dict.fromkeys(("__init__", "domain", "wakeups", "failpoints", "counters", "traces", "start_errors"), layer("")),
     "batch": layer(""),
     "host": layer("", "fedround_wire"),
-    "blobs": layer("domain failpoints host", "google_crc32c"),
+    "blobs": layer("domain failpoints host", "google_crc32c obstore"),
     "aggregators": layer("domain", "torch numpy"),
     "store": layer("domain failpoints batch counters aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
     "engine": layer("domain host counters blobs aggregators", "cachetools torch safetensors numpy dp_accounting"),
@@ -55,6 +55,7 @@ LAYERS = {
     "tls": layer("host", "grpc structlog"),
     "logs": layer("domain", "structlog"),
     **dict.fromkeys(("audit", "backup", "doctor"), layer("domain host blobs store config", "pydantic")),
+    "objects": layer("domain host blobs config", "pydantic"),
     "grpc_server": layer(
         "domain host counters traces coordinator methods interceptors services config tls",
         "fedround google.rpc grpc grpc_channelz grpc_health grpc_reflection",

@@ -103,7 +103,8 @@ class Models:
         with _damage_of(file.name):
             if isinstance(file.source, BlobRef):
                 file = replace(file, source=await self._files.with_checksums(file.source))
-            with file.open(self._context.blobs, offset) as reader:
+            blobs = self._context.blobs
+            with file.open_cached(blobs, offset) or await in_thread(file.open, blobs, offset) as reader:
                 while True:
                     chunk = reader.read_cached()
                     if chunk is None:

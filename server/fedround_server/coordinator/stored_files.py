@@ -32,7 +32,7 @@ class StoredFiles:
         Raises:
             BlobDamaged: One does not have the bytes that were stored.
         """
-        with self._context.blobs.open(await self.with_checksums(blob), 0) as file:
+        with await in_thread(self._context.blobs.open, await self.with_checksums(blob), 0) as file:
             while (await in_thread(file.read)).data:
                 pass
 

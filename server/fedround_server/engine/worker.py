@@ -77,6 +77,7 @@ def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> 
     from fedround_server.engine.uncertainty.moments import collect
 
     begin = time.time_ns()
+    files.prepare(job.updates)
     with ExitStack() as stack:
         staged, path = stack.enter_context(files.stage())
         if isinstance(job.aggregation, SwagMoments):
@@ -104,6 +105,7 @@ def run_replay(files: BlobFiles, job: AggregationJob, recorded: VersionFile | No
     from fedround_server.engine.check import check_numbers
     from fedround_server.engine.format.versions import open_version
 
+    files.prepare(job.updates)
     with ExitStack() as stack:
         paths = {slot: stack.enter_context(files.stage())[1] for slot in ("", *job.aggregation.slots)}
         for path in paths.values():

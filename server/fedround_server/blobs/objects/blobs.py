@@ -13,15 +13,19 @@ from fedround_server.blobs.commits import Commits
 from fedround_server.blobs.disk_full import explain
 from fedround_server.blobs.local import BLOB_MODE, examine_file, files_below, free_bytes, total_bytes
 from fedround_server.blobs.objects.bucket import Bucket, Entry
+from fedround_server.blobs.objects.cache import CachedReader
 from fedround_server.blobs.objects.files import ObjectFiles
 from fedround_server.blobs.objects.garbage import Garbage
 from fedround_server.blobs.objects.layout import (
+    LIST,
+    MARKER,
     OBJECTS,
     PART_BYTES,
     PARTS,
     UPLOADS,
     Part,
     blob_key,
+    digest_of,
     encode,
     first,
     list_key,
@@ -45,8 +49,8 @@ from fedround_server.host.folder import make_private
 
 log = logging.getLogger(__name__)
 LOCKS = 64
-SMALL_PUTS, PART_PUTS = 16, 8
-"""How many small files and parts are put at the same time; each part that is being put takes its size of memory."""
+SMALL_PUTS, PART_PUTS, REMOVALS = 16, 8, 8
+"""How many requests are made at the same time; each part that is being put takes its size of memory."""
 
 
 class ObjectBlobs:
@@ -78,8 +82,10 @@ class ObjectBlobs:
         self._commits = Commits()
         # With which commit a blob was put last, until it is decided about.
         self._put_as: dict[str, str] = {}
+        # Of blobs that are being put or removed, by their digests.
         self._locks = [threading.Lock() for _ in range(LOCKS)]
-        self._count_lock = threading.Lock()
+        # Of what this process knows.
+        self._state_lock = threading.Lock()
         self._writers: dict[UploadRef, ObjectWriter] = {}
         # The sizes of uploads, as far as this process knows.
         self._sizes: dict[UploadRef, int] = {}
@@ -128,8 +134,7 @@ class ObjectBlobs:
         if isinstance(ref, UploadRef):
             # One that stays is collected, and the parts of the blob are not.
             with suppress(ObjectsUnavailable):
-                if ref in self._sizes:
-                    self.remove_upload(ref)
+                self.forget_upload(ref)
 
     def store(self, files: Sequence[SmallFile]) -> Sequence[Exception | None]:
         """Makes blobs of small files, durably, several at a time."""
@@ -139,16 +144,18 @@ class ObjectBlobs:
 
     def keep(self, blob: BlobRef) -> None:
         """Leaves a committed blob to the collection."""
-        with self._lock_of(blob.sha256):
+        # Not with the lock of the blob, which others have while they wait for the store: no caller waits here.
+        with self._state_lock:
             self._commits.keep(blob.sha256)
             self._forget_decided(blob.sha256)
 
     def release(self, blob: BlobRef) -> None:
         """Removes a committed blob, unless it was stored before or others committed it."""
         with self._lock_of(blob.sha256):
-            is_last = self._commits.release(blob.sha256)
-            commit = self._put_as.get(blob.sha256)
-            self._forget_decided(blob.sha256)
+            with self._state_lock:
+                is_last = self._commits.release(blob.sha256)
+                commit = self._put_as.get(blob.sha256)
+                self._forget_decided(blob.sha256)
             if is_last:
                 self.files.cache.drop(blob.sha256)
                 # Not if it cannot be now: the collection does it.
@@ -158,16 +165,12 @@ class ObjectBlobs:
 
     def open(self, blob: BlobRef, offset: int) -> LocalReader:
         """Opens a blob for reading from an offset, in chunks; it is copied into the cache first."""
-        try:
-            return LocalReader(self.files.local_path(blob), blob, offset)
-        except FileNotFoundError:
-            # It was removed from the cache just now.
-            return LocalReader(self.files.fetch(blob), blob, offset)
+        return CachedReader(self.files.cache, self.files.local_path(blob), blob, offset)
 
     def open_cached(self, blob: BlobRef, offset: int) -> LocalReader | None:
         """Opens a blob that is in the cache; otherwise returns None."""
         path = self.files.cache.find(blob.sha256)
-        return None if path is None else LocalReader(path, blob, offset)
+        return None if path is None else CachedReader(self.files.cache, path, blob, offset)
 
     def examine(self, blob: BlobRef) -> BlobRef:
         """Reads all of a blob, and returns it with the checksums of its blocks."""
@@ -210,15 +213,15 @@ class ObjectBlobs:
 
     def measure(self) -> None:
         """Counts `stored_bytes`, with parts that are not collected yet."""
-        blobs = sum(entry.size_bytes for entry in self._bucket.entries(OBJECTS) if not entry.key.endswith(".parts"))
-        parts = sum(entry.size_bytes for entry in self._bucket.entries(PARTS) if not entry.key.endswith("/blob"))
+        blobs = sum(entry.size_bytes for entry in self._bucket.entries(OBJECTS) if not entry.key.endswith(LIST))
+        parts = sum(entry.size_bytes for entry in self._bucket.entries(PARTS) if not entry.key.endswith(MARKER))
         self.stored_bytes = blobs + parts
 
     def sweep(self) -> None:
         """Removes local files of earlier processes."""
         for path in (*self.files.tmp.iterdir(), *files_below(self.files.uploads), *self.files.unfinished_copies()):
             path.unlink(missing_ok=True)
-        self.files.cache.evict()
+        self.files.cache.begin()
 
     def unsettled(self) -> Set[str]:
         """Returns nothing: small files are durable when they are stored."""
@@ -245,7 +248,8 @@ class ObjectBlobs:
     def collect(self, digests: Iterable[str], min_seconds: float = UNREFERENCED_SECONDS) -> list[int]:
         """Removes blobs that are still old; returns their sizes."""
         latest = self._garbage.now(min_seconds)
-        sizes = list(self._small_pool.map(lambda digest: self._collect(digest, lambda e: e.modified < latest), digests))
+        with ThreadPoolExecutor(REMOVALS, thread_name_prefix="remove") as pool:
+            sizes = list(pool.map(lambda digest: self._collect(digest, lambda found: found.modified < latest), digests))
         return [size for size in sizes if size is not None]
 
     def collect_uploads(self) -> dict[UploadRef, int]:
@@ -262,9 +266,35 @@ class ObjectBlobs:
         self._bucket.put(upload_key(ref), encode(parts))
         self._sizes[ref] = size_of(parts)
 
+    def forget_upload(self, ref: UploadRef) -> None:
+        """Removes an upload, if this process knows that it exists."""
+        if ref in self._sizes:
+            self.remove_upload(ref)
+
     def ended(self, ref: UploadRef) -> None:
         """Forgets the writer of an upload."""
         self._writers.pop(ref, None)
+
+    def add(self, blob: BlobRef, path: Path) -> None:
+        """Makes a blob of a local file, which stays."""
+        self._publish_file(blob, path, self._uploader(StagedRef(path.name), path))
+        self.keep(blob)
+
+    def stored(self) -> Iterator[BlobRef]:
+        """Yields all blobs, as a listing has them."""
+        for entry in self._bucket.entries(OBJECTS):
+            sha256 = digest_of(entry.key)
+            if not entry.key.endswith(LIST):
+                yield BlobRef(sha256, entry.size_bytes)
+            elif (size := self.files.stored_size(sha256)) is not None:
+                yield BlobRef(sha256, size)
+
+    def has(self, blob: BlobRef) -> bool:
+        """Returns whether a blob is stored with its size."""
+        if blob.size_bytes > self.files.part_bytes:
+            return self.files.stored_size(blob.sha256) == blob.size_bytes
+        found = self._bucket.head(blob_key(blob.sha256))
+        return found is not None and found.size_bytes == blob.size_bytes
 
     def is_unused(self) -> bool:
         """Returns whether the bucket has no blobs."""
@@ -299,8 +329,9 @@ class ObjectBlobs:
         commit = uuid4().hex
         with self._lock_of(blob.sha256):
             is_new = self._removals.put(blob.sha256, self._key(blob), data, commit)
-            self._commits.add(blob.sha256, is_new=is_new)
-            self._put_as[blob.sha256] = commit
+            with self._state_lock:
+                self._commits.add(blob.sha256, is_new=is_new)
+                self._put_as[blob.sha256] = commit
         if is_new:
             self._count(blob.size_bytes)
         reached("object.put")
@@ -333,8 +364,9 @@ class ObjectBlobs:
     def _collect(self, sha256: str, allowed: Callable[[Entry], bool]) -> int | None:
         with self._lock_of(sha256):
             # A row may be about to refer to one that is undecided, even long after its commit.
-            if sha256 in self._commits:
-                return None
+            with self._state_lock:
+                if sha256 in self._commits:
+                    return None
             size = self._removals.remove(sha256, blob_key(sha256), allowed)
             if size is None:
                 size = self._removals.remove(sha256, list_key(sha256), allowed)
@@ -351,5 +383,5 @@ class ObjectBlobs:
             self._put_as.pop(sha256, None)
 
     def _count(self, size: int) -> None:
-        with self._count_lock:
+        with self._state_lock:
             self.stored_bytes += size

@@ -1,6 +1,5 @@
 """What blobs need of an object store."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -11,11 +10,13 @@ class BucketError(Exception):
 
     Attributes:
         problem: What is wrong, for the operator.
+        is_refusal: Whether the store answered that it does not allow the request.
     """
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, *, is_refusal: bool = False) -> None:
         super().__init__(problem)
         self.problem = problem
+        self.is_refusal = is_refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,16 @@ class Bucket(Protocol):
     def head(self, key: str) -> Entry | None:
         """Returns what is known of an object; None if there is none."""
 
-    def entries(self, prefix: str) -> Iterator[Entry]:
-        """Yields the objects whose keys begin with a prefix that ends with a slash."""
+    def page(self, prefix: str, after: str) -> list[Entry]:
+        """Returns objects whose keys begin with a prefix that ends with a slash, in the order of their keys.
+
+        Args:
+            prefix: The prefix.
+            after: The last key of the page before; empty for the first page.
+
+        Returns:
+            Up to 1,000 objects; none at the end.
+        """
 
     def delete(self, key: str) -> None:
         """Removes an object, if it exists."""

@@ -3,14 +3,19 @@
 import errno
 import fcntl
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fedround_server.blobs.checksums import BlobDamaged
+from fedround_server.blobs.reader import LocalReader
+from fedround_server.domain.model import BlobRef
 from fedround_server.host.folder import make_private
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 GRACE_SECONDS = 600.0
 """For how long a file stays that was asked for: whoever has its path opens it soon."""
 TOUCH_SECONDS = 60.0
@@ -28,17 +33,19 @@ class Cache:
 
     def __init__(self, root: Path, max_bytes: int) -> None:
         """Makes nothing."""
+        self._root = root
         self._objects = root / "objects"
         self._locks = root / "locks"
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._added: int | None = None
-        self._size = 0
+        # When the folder was measured last, and added since.
+        self._measured: int | None = None
+        self._added = 0
 
     @property
     def size_bytes(self) -> int:
         """What the copies take, as far as this process knows."""
-        return self._size + (self._added or 0)
+        return (self._measured or 0) + self._added
 
     def path(self, sha256: str) -> Path:
         """Returns where the copy of a blob is, or would be."""
@@ -62,11 +69,21 @@ class Cache:
         os.utime(source)
         source.replace(path)
         with self._lock:
-            self._added = size + (self._added or 0)
-            is_due = not self._size or self._added > self._max_bytes // SHARE
+            self._added += size
+            is_due = self._measured is None or self._added > self._max_bytes // SHARE
         if is_due:
             self.evict()
         return path
+
+    def begin(self) -> None:
+        """Removes the copies of before the machine was started: they may not have been on disk then."""
+        stamp = self._root / "boot"
+        boot = _boot()
+        if not boot or not stamp.exists() or stamp.read_text() != boot:
+            shutil.rmtree(self._objects, ignore_errors=True)
+            make_private(self._root)
+            stamp.write_text(boot)
+        self.evict()
 
     def drop(self, sha256: str) -> None:
         """Removes the copy of a blob, if there is one."""
@@ -107,7 +124,7 @@ class Cache:
             Path(path).unlink(missing_ok=True)
             total -= size
         with self._lock:
-            self._size, self._added = total, 0
+            self._measured, self._added = total, 0
 
     def _copies(self) -> Iterator[tuple[float, int, str]]:
         with suppress(FileNotFoundError):
@@ -116,3 +133,35 @@ class Cache:
                     with suppress(FileNotFoundError):
                         status = entry.stat()
                         yield status.st_mtime, status.st_size, entry.path
+
+
+class CachedReader(LocalReader):
+    """A copy that is being sent. One that is found to be damaged is removed, so that the blob is fetched anew."""
+
+    def __init__(self, cache: Cache, path: Path, blob: BlobRef, offset: int) -> None:
+        """Opens the copy.
+
+        Raises:
+            BlobDamaged: It is missing, or has another size.
+        """
+        self._cache = cache
+        try:
+            super().__init__(path, blob, offset)
+        except BlobDamaged:
+            cache.drop(blob.sha256)
+            raise
+
+    def _verify(self, index: int, block: bytes) -> int:
+        try:
+            return super()._verify(index, block)
+        except BlobDamaged:
+            self._cache.drop(self._blob.sha256)
+            raise
+
+
+def _boot() -> str:
+    """Returns what is different each time that the machine is started; empty if that is not known."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""

@@ -116,6 +116,13 @@ class ObjectFiles(LocalFiles):
         """
         return self._read(parts, 0, size_of(parts))
 
+    def stored_size(self, sha256: str) -> int | None:
+        """Returns the size of a blob of parts by their list; None if there is none that can be read."""
+        try:
+            return size_of(decode(self.bucket.get(list_key(sha256))))
+        except (FileNotFoundError, ValueError):
+            return None
+
     def fetch(self, blob: BlobRef) -> Path:
         """Copies a blob into the cache, although it may be there.
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from uuid import uuid4
 
-from fedround_server.blobs.objects.bucket import Bucket, Entry
+from fedround_server.blobs.objects.bucket import Entry
 from fedround_server.blobs.objects.layout import (
     OBJECTS,
     PARTS,
@@ -21,6 +21,7 @@ from fedround_server.blobs.objects.layout import (
     upload_key,
     upload_of,
 )
+from fedround_server.blobs.objects.patient import PatientBucket
 from fedround_server.blobs.protocol import UNREFERENCED_SECONDS
 from fedround_server.blobs.refs import UploadRef
 
@@ -32,7 +33,7 @@ PARTS_INTERVAL = 6 * 3600.0
 class Garbage:
     """What may be removed. That an object is missing in a listing is never a reason to remove another one."""
 
-    def __init__(self, bucket: Bucket) -> None:
+    def __init__(self, bucket: PatientBucket) -> None:
         """Uses a bucket."""
         self._bucket = bucket
         self._parts_time: float | None = None
@@ -77,8 +78,7 @@ class Garbage:
                 if entry.modified < latest:
                     self._bucket.delete(entry.key)
         size = 0
-        found = sorted(self._bucket.entries(PARTS), key=lambda entry: entry.key)
-        for group, entries in groupby(found, lambda entry: Part(entry.key, 0).group):
+        for group, entries in groupby(self._bucket.entries(PARTS), lambda entry: Part(entry.key, 0).group):
             parts = list(entries)
             if all(entry.modified < latest for entry in parts) and not self._is_needed(group):
                 size += self._remove(group, parts)

@@ -20,7 +20,7 @@ from fedround_server.blobs.refs import StagedRef, UploadRef
 PART_BYTES = 8 << 20
 """Size of a part, and of the largest blob that is one object: to change it makes stored blobs unreadable."""
 OBJECTS, PARTS, UPLOADS, REMOVING = "objects/", "parts/", "uploads/", "removing/"
-LIST = ".parts"
+LIST, MARKER = ".parts", "/blob"
 STAGED = "staged"
 """In place of the user, in the parts of files that the server makes."""
 
@@ -72,7 +72,7 @@ def new_group(ref: UploadRef | StagedRef) -> str:
 
 def marker_key(group: str) -> str:
     """Returns the key of the object that says which blob an attempt has become."""
-    return f"{group}blob"
+    return group.removesuffix("/") + MARKER
 
 
 def removing_key(sha256: str) -> str:

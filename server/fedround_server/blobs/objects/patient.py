@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from fedround_server.blobs.objects.bucket import Bucket, BucketError, Entry
@@ -69,8 +70,11 @@ class PatientBucket:
         return self._repeat(lambda: self._bucket.head(key))
 
     def entries(self, prefix: str) -> Iterator[Entry]:
-        """Yields objects; a listing that fails is begun anew, so that an object may come twice."""
-        return iter(self._repeat(lambda: list(self._bucket.entries(prefix))))
+        """Yields the objects whose keys begin with a prefix that ends with a slash, in the order of their keys."""
+        after = ""
+        while page := self._repeat(partial(self._bucket.page, prefix, after)):
+            yield from page
+            after = page[-1].key
 
     def delete(self, key: str) -> None:
         """Removes an object."""

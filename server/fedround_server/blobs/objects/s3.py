@@ -3,6 +3,7 @@
 import configparser
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,11 @@ ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 REQUEST_SECONDS = 30.0
 """How long a request may take, with its bytes."""
 COMMIT = "commit"
+PAGE = 1000
 WRONG_CREDENTIALS = re.compile("SignatureDoesNotMatch|InvalidAccessKeyId|InvalidToken|ExpiredToken|AuthorizationHeader")
 CHECK = "check/"
+CHECKS = 3
+"""Attempts at the check: a single error is common."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +34,6 @@ class BucketUrl:
     """Where a bucket is: s3://BUCKET/PREFIX. Opens it, in any process, with credentials of the environment."""
 
     url: str
-
-    def __post_init__(self) -> None:
-        """Checks the URL.
-
-        Raises:
-            ValueError: It is not of that form.
-        """
-        parts = urlsplit(self.url)
-        if parts.scheme != "s3" or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
-            raise ValueError("must be s3://BUCKET or s3://BUCKET/PREFIX; credentials come from the environment")
-
-    def __str__(self) -> str:
-        return self.url
 
     def __call__(self) -> Bucket:
         """Opens the bucket, without a request.
@@ -149,20 +140,26 @@ class ObstoreBucket:
     def head(self, key: str) -> Entry | None:
         """Returns what is known of an object."""
         try:
-            with _translated():
-                # The answer to HEAD does not tell a missing bucket from a missing object.
-                found = self._obstore.get(self._store, key, options={"range": (0, 1)})
-                found.bytes()
-                return Entry(key, found.meta["size"], found.meta["last_modified"], found.attributes.get(COMMIT, ""))
+            return self._head(key, {"range": (0, 1)})
         except FileNotFoundError:
             return None
+        except _Behind:
+            # It is empty.
+            return self._head(key, {})
 
-    def entries(self, prefix: str) -> Iterator[Entry]:
-        """Yields objects."""
+    def _head(self, key: str, options: Any) -> Entry:
+        # With a byte: the answer to HEAD does not tell a missing bucket from a missing object.
         with _translated():
-            for page in self._obstore.list(self._store, prefix):
-                for one in page:
-                    yield Entry(one["path"], one["size"], one["last_modified"])
+            found = self._obstore.get(self._store, key, options=options)
+            found.bytes()
+            return Entry(key, found.meta["size"], found.meta["last_modified"], found.attributes.get(COMMIT, ""))
+
+    def page(self, prefix: str, after: str) -> list[Entry]:
+        """Returns a page of a listing."""
+        with _translated():
+            listing = self._obstore.list(self._store, prefix, offset=after or None, chunk_size=PAGE)
+            found = next(iter(listing), [])
+            return [Entry(one["path"], one["size"], one["last_modified"]) for one in found]
 
     def delete(self, key: str) -> None:
         """Removes an object."""
@@ -179,54 +176,74 @@ def _translated() -> Iterator[None]:
     """Maps errors of obstore: their messages have what a store answers, which may contain parts of credentials."""
     from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-    problem: str | None = None
+    text: str | None = None
     try:
         yield
     except FileNotFoundError as error:
         if "NoSuchBucket" not in str(error):
             raise FileNotFoundError("there is no such object") from None
-        problem = "the bucket does not exist"
+        text = "<Code>NoSuchBucket</Code>"
     except (AlreadyExistsError, PreconditionError):
         raise FileExistsError("there is such an object") from None
     except BaseError as error:
         text = str(error)
         if "416 " in text or "StartTooLarge" in text:
             raise _Behind from None
-        problem = _problem(text)
-    if problem is not None:
-        raise BucketError(problem)
+    if text is not None:
+        # Outside of the handler, so that the error of obstore is not its context.
+        raise _error(text)
 
 
-def _problem(text: str) -> str:
+def _error(text: str) -> BucketError:
     """Returns what an error of obstore is about, without any word that may be secret."""
     status = re.search(r"status code: (\d{3})", text)
     code = re.search(r"<Code>(\w{1,60})</Code>|\(code: (\w{1,60})\)", text)
     word = "" if code is None else code[1] or code[2]
+    number = "" if status is None else status[1]
     if word == "NoSuchBucket":
-        return "the bucket does not exist"
+        return BucketError("the bucket does not exist", is_refusal=True)
     if "169.254." in text or "/sts" in text or "WebIdentity" in text:
-        return "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        return BucketError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", is_refusal=True)
     if WRONG_CREDENTIALS.match(word):
-        return f"the credentials are wrong ({word})"
-    if word == "AccessDenied" or (status is not None and status[1] in ("401", "403")):
-        return f"the credentials have no permission ({word or status[1]})"  # type: ignore[index]
-    if status is not None:
-        return f"it answers {status[1]}{' ' + word if word else ''}"
-    if word:
-        return f"it answers {word}"
+        return BucketError(f"the credentials are wrong ({word})", is_refusal=True)
+    if word == "AccessDenied" or number in ("401", "403"):
+        return BucketError(f"the credentials have no permission ({word or number})", is_refusal=True)
+    if answer := f"{number} {word}".strip():
+        return BucketError(f"it answers {answer}")
     if "TimedOut" in text or "timed out" in text:
-        return "it does not answer in time"
+        return BucketError("it does not answer in time")
     if "Connect" in text:
-        return "there is no connection to its endpoint"
-    return "the request failed"
+        return BucketError("there is no connection to its endpoint")
+    return BucketError("the request failed")
+
+
+class BucketUnusable(Exception):
+    """A bucket cannot be used as the server does; the message is for the operator."""
+
+    def __init__(self, doing: str, error: BucketError) -> None:
+        super().__init__(f"cannot {doing}: {error.problem}")
+        self.is_refusal = error.is_refusal
 
 
 def check_bucket(bucket: Bucket) -> None:
     """Checks that a bucket can be used as the server does.
 
     Raises:
-        RuntimeError: It cannot; the message is for the operator.
+        BucketUnusable: It cannot.
     """
+    for attempt in range(1, CHECKS):
+        try:
+            _check(bucket)
+        except BucketUnusable as error:
+            if error.is_refusal:
+                raise
+            time.sleep(attempt)
+        else:
+            return
+    _check(bucket)
+
+
+def _check(bucket: Bucket) -> None:
     key = f"{CHECK}{uuid4()}"
     doing = ""
     try:
@@ -237,15 +254,15 @@ def check_bucket(bucket: Bucket) -> None:
         if found is None or found.commit != "1" or bucket.get(key) != b"fedround":
             raise BucketError("it does not return what was just written, with its metadata")
         doing = "list it"
-        list(bucket.entries(CHECK))
+        bucket.page(CHECK, "")
         doing = "write to it conditionally"
         try:
             bucket.put(key, b"fedround", create=True)
         except FileExistsError:
             pass
         else:
-            raise BucketError("it ignores If-None-Match, by which no object is replaced: use a store that supports it")
+            raise BucketError("it ignores If-None-Match: use a store that supports conditional writes", is_refusal=True)
         doing = "delete from it"
         bucket.delete(key)
     except BucketError as error:
-        raise RuntimeError(f"cannot {doing}: {error.problem}") from None
+        raise BucketUnusable(doing, error) from None

@@ -1,7 +1,7 @@
 """Uploads into an object store that are being received."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +18,8 @@ class Records(Protocol):
     def record(self, ref: UploadRef, parts: Sequence[Part]) -> None:
         """Stores which parts an upload has."""
 
-    def remove_upload(self, ref: UploadRef) -> None:
-        """Removes an upload."""
+    def forget_upload(self, ref: UploadRef) -> None:
+        """Removes an upload, if this process knows that it exists."""
 
     def ended(self, ref: UploadRef) -> None:
         """Forgets the writer of an upload."""
@@ -57,7 +57,9 @@ class ObjectWriter(LocalWriter):
         try:
             if not self._keep or not (self.size_bytes or self._offset):
                 self.uploader.abandon()
-                self._store.remove_upload(self.upload)
+                # A later attempt finds that it is wrong, if it cannot be removed now.
+                with suppress(ObjectsUnavailable):
+                    self._store.forget_upload(self.upload)
             elif self.is_committed or self._is_failed or self.size_bytes < self._offset:
                 self.uploader.abandon()
             else:
