@@ -6,6 +6,7 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from fedround_server.traces import NO_TRACES, Traces
 from fedround_server.wakeups import Hub
 
 log = structlog.get_logger("fedround.app")
+OBJECT_THREADS = 64
 
 
 @asynccontextmanager
@@ -96,6 +98,10 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                     )
             elif settings.id_seed is not None:
                 raise RuntimeError("id_seed would repeat ids of this data directory, which was used before: unset it")
+        if isinstance(blobs, ObjectBlobs):
+            write_place(settings.data_dir, settings.objects)
+            # Threads wait for the object store, and others must not wait for them.
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(OBJECT_THREADS))
         async with _background() as tasks:
             context = Context(
                 store,
@@ -153,7 +159,6 @@ def _open_blobs(settings: Settings) -> LocalBlobs | ObjectBlobs:
         check_bucket(bucket())
     except BucketUnusable as error:
         raise RuntimeError(f"objects: {settings.objects}: {error}; docs/objects.md says what is needed") from error
-    write_place(settings.data_dir, settings.objects)
     return ObjectBlobs(settings.data_dir, bucket, settings.objects_cache_bytes)
 
 

@@ -97,7 +97,7 @@ class BlobFiles(Protocol):
         """Copies blobs that are small to where `local_path` finds them, several at a time; not those that are damaged.
 
         Raises:
-            ObjectsUnavailable: The store cannot copy them now.
+            ObjectsUnavailable: The store can neither copy them now, nor store what is made of them.
         """
 
     def range(self, ref: FileRef, start: int, end: int) -> bytes:

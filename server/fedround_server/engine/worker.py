@@ -78,6 +78,7 @@ def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> 
 
     begin = time.time_ns()
     files.prepare(job.updates)
+    paths = [files.local_path(update) for update in job.updates]
     with ExitStack() as stack:
         staged, path = stack.enter_context(files.stage())
         if isinstance(job.aggregation, SwagMoments):
@@ -89,8 +90,8 @@ def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> 
             blob = made.made if isinstance(made.made, BlobRef) else made.made.delta
             state = {slot: StagedBlob(slots[slot][0], blob) for slot, blob in made.slots.items()}
             result = StagedResult(staged, blob, made.made, state, made.steps, made.report, begin)
-    for update in job.updates:
-        drop_cached_pages(files.local_path(update))
+    for path in paths:
+        drop_cached_pages(path)
     return result
 
 

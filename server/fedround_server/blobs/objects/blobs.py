@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from fedround_server.blobs.checksums import BlobDamaged
 from fedround_server.blobs.commits import Commits
 from fedround_server.blobs.disk_full import explain
 from fedround_server.blobs.local import BLOB_MODE, examine_file, files_below, free_bytes, total_bytes
@@ -18,10 +19,8 @@ from fedround_server.blobs.objects.files import ObjectFiles
 from fedround_server.blobs.objects.garbage import Garbage
 from fedround_server.blobs.objects.layout import (
     LIST,
-    MARKER,
     OBJECTS,
     PART_BYTES,
-    PARTS,
     UPLOADS,
     Part,
     blob_key,
@@ -165,7 +164,11 @@ class ObjectBlobs:
 
     def open(self, blob: BlobRef, offset: int) -> LocalReader:
         """Opens a blob for reading from an offset, in chunks; it is copied into the cache first."""
-        return CachedReader(self.files.cache, self.files.local_path(blob), blob, offset)
+        try:
+            return CachedReader(self.files.cache, self.files.local_path(blob), blob, offset)
+        except BlobDamaged:
+            # The copy was removed just now, or damaged.
+            return CachedReader(self.files.cache, self.files.fetch(blob), blob, offset)
 
     def open_cached(self, blob: BlobRef, offset: int) -> LocalReader | None:
         """Opens a blob that is in the cache; otherwise returns None."""
@@ -200,8 +203,9 @@ class ObjectBlobs:
 
     def remove_uploads(self, user_id: str) -> None:
         """Removes a user's uploads."""
-        for entry in self._bucket.entries(f"{UPLOADS}{user_id}/"):
-            self.remove_upload(upload_of(entry.key))
+        listed = {upload_of(entry.key) for entry in self._bucket.entries(f"{UPLOADS}{user_id}/")}
+        for ref in listed | {ref for ref in list(self._sizes) if ref.user_id == user_id}:
+            self.remove_upload(ref)
 
     def free_bytes(self) -> int:
         """Returns how much room the disk has for files that are received or made, without the cache."""
@@ -212,10 +216,9 @@ class ObjectBlobs:
         return total_bytes(self.files.tmp)
 
     def measure(self) -> None:
-        """Counts `stored_bytes`, with parts that are not collected yet."""
-        blobs = sum(entry.size_bytes for entry in self._bucket.entries(OBJECTS) if not entry.key.endswith(LIST))
-        parts = sum(entry.size_bytes for entry in self._bucket.entries(PARTS) if not entry.key.endswith(MARKER))
-        self.stored_bytes = blobs + parts
+        """Counts `stored_bytes`, with parts of former blobs that are not collected yet."""
+        whole = sum(entry.size_bytes for entry in self._bucket.entries(OBJECTS) if not entry.key.endswith(LIST))
+        self.stored_bytes = whole + self._garbage.size_of_parts()
 
     def sweep(self) -> None:
         """Removes local files of earlier processes."""
@@ -258,7 +261,7 @@ class ObjectBlobs:
         for ref in self._garbage.old_uploads():
             removed[ref] = self.upload_size(ref)
             self.remove_upload(ref)
-        self._count(-self._garbage.collect_parts())
+        self._garbage.collect_parts()
         return removed
 
     def record(self, ref: UploadRef, parts: Sequence[Part]) -> None:

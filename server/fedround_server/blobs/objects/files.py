@@ -32,6 +32,8 @@ from fedround_server.host.folder import make_private
 
 AHEAD = 3
 """How many parts of a file are read ahead."""
+PROBE = "probe"
+"""The key of an object that does not exist."""
 FETCHES = 8
 """How many small files are fetched at the same time."""
 
@@ -82,7 +84,12 @@ class ObjectFiles(LocalFiles):
         return self.cache.find(ref.sha256) or self._fetch(ref)
 
     def prepare(self, blobs: Iterable[BlobRef]) -> None:
-        """Copies small blobs into the cache, several at a time."""
+        """Copies small blobs into the cache, several at a time; asks the store even if there are none.
+
+        Raises:
+            ObjectsUnavailable: The object store cannot be used: what is made of the blobs could not be stored, either.
+        """
+        self.bucket.head(PROBE)
         small = [blob for blob in blobs if blob.size_bytes <= self.part_bytes and not self.cache.find(blob.sha256)]
         if len(small) > 1:
             with ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch") as pool:

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from fedround_server.blobs.objects.bucket import Entry
 from fedround_server.blobs.objects.layout import (
+    MARKER,
     OBJECTS,
     PARTS,
     REMOVING,
@@ -63,26 +64,37 @@ class Garbage:
                 if found is not None and found.modified < latest:
                     yield upload_of(entry.key)
 
-    def collect_parts(self) -> int:
-        """Removes parts of attempts that have become no blob; returns their size in bytes.
+    def size_of_parts(self) -> int:
+        """Returns the size of all parts of attempts that have become blobs, in bytes."""
+        size = 0
+        for _, entries in self._groups():
+            parts = list(entries)
+            if any(entry.key.endswith(MARKER) for entry in parts):
+                size += sum(entry.size_bytes for entry in parts if not entry.key.endswith(MARKER))
+        return size
+
+    def collect_parts(self) -> None:
+        """Removes parts of attempts that have become no blob, or one that was removed or stored again since.
 
         Parts are needed as long as the record of their upload names them, or the list of the blob that they became.
         """
         now = time.monotonic()
         if self._parts_time is not None and now - self._parts_time < PARTS_INTERVAL:
-            return 0
+            return
         self._parts_time = now
         latest = self.now(UNREFERENCED_SECONDS)
         for prefix in (REMOVING, CLOCK):
             for entry in self._bucket.entries(prefix):
                 if entry.modified < latest:
                     self._bucket.delete(entry.key)
-        size = 0
-        for group, entries in groupby(self._bucket.entries(PARTS), lambda entry: Part(entry.key, 0).group):
+        for group, entries in self._groups():
             parts = list(entries)
             if all(entry.modified < latest for entry in parts) and not self._is_needed(group):
-                size += self._remove(group, parts)
-        return size
+                self._remove(group, parts)
+
+    def _groups(self) -> Iterator[tuple[str, Iterator[Entry]]]:
+        """Yields the objects of each attempt; a listing is in the order of keys."""
+        return groupby(self._bucket.entries(PARTS), lambda entry: Part(entry.key, 0).group)
 
     def _is_needed(self, group: str) -> bool:
         # In this order: an upload is removed after its parts were marked, and the list of its blob put.
@@ -104,11 +116,10 @@ class Garbage:
         except ValueError:
             return True
 
-    def _remove(self, group: str, entries: list[Entry]) -> int:
+    def _remove(self, group: str, entries: list[Entry]) -> None:
         marker = marker_key(group)
         for entry in entries:
             if entry.key != marker:
                 self._bucket.delete(entry.key)
         # Last: what is left after an interruption is found again.
         self._bucket.delete(marker)
-        return sum(entry.size_bytes for entry in entries if entry.key != marker)

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Generic, TypeVar
@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from fedround_server.blobs import BlobDamaged, Blobs, BlobWriter, StagedBlob, StagedRef, UploadRef
 from fedround_server.coordinator.adoption import decide
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread
+from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread, opened_in_thread
 from fedround_server.coordinator.uploads.arrival import Arrival
 from fedround_server.coordinator.uploads.attempts import Attempts
 from fedround_server.coordinator.uploads.body import BodyReceiver, Incoming
@@ -230,7 +230,7 @@ class Uploads:
         """Writes a file to disk while it arrives, checks it, and has it accepted."""
         incoming = upload.incoming
         body = self._body(upload)
-        async with _opened(self._blobs, upload.ref, incoming.offset) as writer:
+        async with opened_in_thread(lambda: self._blobs.writer(upload.ref, incoming.offset)) as writer:
             reached("upload.opened")
             space.write_with(writer)
             # A size that is not declared is known with the header.
@@ -317,17 +317,6 @@ def _not_finite(tensor: str, incoming: Incoming, model: VersionFile | None) -> U
     return UpdateNotFinite(
         f"{where}{'' if model is None else ' where the model has none'}: nothing of the file was taken"
     )
-
-
-@asynccontextmanager
-async def _opened(blobs: Blobs, ref: StagedRef | UploadRef, offset: int) -> AsyncIterator[BlobWriter]:
-    """Opens a writer for the duration of the block; to open and to close it may wait for other machines."""
-    with ExitStack() as stack:
-        writer = stack.enter_context(await in_thread(blobs.writer, ref, offset))
-        try:
-            yield writer
-        finally:
-            await in_thread(stack.close)
 
 
 def _write(blobs: Blobs, ref: UploadRef, chunks: Iterable[Chunk]) -> None:
