@@ -25,7 +25,6 @@ POINTS = (
     "object.part_put",
     "object.parts_marked",
     "object.put",
-    "object.removing",
     "update.inserted",
     "update.logged",
     "round.closed",

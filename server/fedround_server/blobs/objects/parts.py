@@ -59,6 +59,8 @@ class PartUploader:
         Raises:
             ObjectsUnavailable: An earlier one cannot be put.
         """
+        while self._pending and self._pending[0][1].done():
+            self._end()
         while size - self._position >= self._part_bytes:
             self._begin(self._part_bytes)
 

@@ -15,7 +15,6 @@ from uuid import uuid4
 from fedround_server.blobs.objects.bucket import Entry
 from fedround_server.blobs.objects.layout import LIST, decode, removing_key, size_of
 from fedround_server.blobs.objects.patient import PatientBucket
-from fedround_server.failpoints import reached
 
 log = logging.getLogger(__name__)
 BEGIN_SECONDS = 20.0
@@ -73,7 +72,6 @@ class Removals:
             self._bucket.put(mark, b"removing", create=True, commit=own)
         except FileExistsError:
             return None
-        reached("object.removing")
         found = self._bucket.head(key)
         size = None
         if found is not None and allowed(found):
