@@ -240,6 +240,7 @@ def real_store(prefix: str) -> S3Store:
         secret_access_key=server.environment()["AWS_SECRET_ACCESS_KEY"],
         client_options={"allow_http": True},
         retry_config={"max_retries": 0},
+        disable_bulk_delete=True,
     )
 
 

@@ -63,6 +63,8 @@ class BucketUrl:
                 client_options=options,  # type: ignore[arg-type]
                 # `PatientBucket` repeats requests, so that an outage is known, and logged once.
                 retry_config={"max_retries": 0},
+                # One object at a time is removed, and not all stores know the request that removes many.
+                disable_bulk_delete=True,
                 **_shared_credentials(),
             )
         except (BaseError, ValueError):
@@ -116,7 +118,7 @@ class ObstoreBucket:
 
     def put(self, key: str, data: bytes, *, create: bool = False, commit: str = "") -> None:
         """Stores an object."""
-        with _translated():
+        with _translated(reads=False):
             self._obstore.put(
                 self._store,
                 key,
@@ -163,7 +165,7 @@ class ObstoreBucket:
 
     def delete(self, key: str) -> None:
         """Removes an object."""
-        with _translated():
+        with _translated(reads=False):
             self._obstore.delete(self._store, key)
 
 
@@ -172,7 +174,7 @@ class _Behind(Exception):
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(*, reads: bool = True) -> Iterator[None]:
     """Maps errors of obstore: their messages have what a store answers, which may contain parts of credentials."""
     from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
@@ -180,7 +182,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if "NoSuchBucket" not in str(error):
+        if reads and "NoSuchBucket" not in str(error):
             raise FileNotFoundError("there is no such object") from None
         text = "<Code>NoSuchBucket</Code>"
     except (AlreadyExistsError, PreconditionError):
