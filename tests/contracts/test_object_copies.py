@@ -30,7 +30,7 @@ def test_a_damaged_part_is_found_when_the_blob_is_fetched(servers: Servers, chan
         servers.bucket.put(list_key(blob.sha256), b"[[")
     else:
         servers.bucket.put(key, data[:-1] if change == "cut" else bytes([data[0] ^ 1]) + data[1:])
-    words = {"cut": "has 36 bytes instead of 37", "flip": "its SHA-256 is"}.get(change, "is missing")
+    words = {"cut": "has 19 bytes instead of 37", "flip": "its SHA-256 is"}.get(change, "is missing")
     for ask in (lambda blobs: blobs.files.local_path(blob), lambda blobs: blobs.open(blob, 0)):
         with pytest.raises(BlobDamaged, match=words):
             ask(servers.start())

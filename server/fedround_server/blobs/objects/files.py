@@ -211,7 +211,7 @@ class ObjectFiles(LocalFiles):
             raise FileNotFoundError(list_key(blob.sha256)) from None
 
     def _read(self, parts: Sequence[Part], start: int, end: int) -> Iterator[bytes]:
-        """Yields the bytes [start, end) of a file of parts, fewer if it ends before."""
+        """Yields the bytes [start, end) of a file of parts, fewer if it ends before, or if a part is cut."""
         wanted: list[tuple[str, int, int]] = []
         position = 0
         for part in first(parts, end):
@@ -219,6 +219,13 @@ class ObjectFiles(LocalFiles):
             if begin < part.size_bytes:
                 wanted.append((part.key, begin, part.size_bytes))
             position += part.size_bytes
+        for data, (_, begin, stop) in zip(self._ahead(wanted), wanted, strict=True):
+            yield data
+            if len(data) < stop - begin:
+                return
+
+    def _ahead(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+        """Yields parts of objects, some of which are read ahead."""
         if len(wanted) < 2:
             yield from (self.bucket.get(*one) for one in wanted)
             return

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 REQUEST_SECONDS = 30.0
 """How long a request may take, with its bytes."""
+BEHIND = re.compile("status code: 416|StartTooLarge")
 COMMIT = "commit"
 PAGE = 1000
 WRONG_CREDENTIALS = re.compile("SignatureDoesNotMatch|InvalidAccessKeyId|InvalidToken|ExpiredToken|AuthorizationHeader")
@@ -189,7 +190,7 @@ def _translated(*, reads: bool = True) -> Iterator[None]:
         raise FileExistsError("there is such an object") from None
     except BaseError as error:
         text = str(error)
-        if "416 " in text or "StartTooLarge" in text:
+        if BEHIND.search(text):
             raise _Behind from None
     if text is not None:
         # Outside of the handler, so that the error of obstore is not its context.
