@@ -253,6 +253,7 @@ def test_a_bucket_that_cannot_be_used_is_told(
 def refused(data_dir: Path, *options: str) -> str:
     """What a server says that must not start."""
     command = [sys.executable, *MODULE, "--listen", "127.0.0.1:0", "--data-dir", str(data_dir), *options]
+    command += ["--log-level", "warning"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert SECRET not in done.stderr

@@ -48,7 +48,7 @@ from fedround_server.host.folder import make_private
 
 log = logging.getLogger(__name__)
 LOCKS = 64
-SMALL_PUTS, PART_PUTS, REMOVALS = 16, 8, 8
+SMALL_PUTS, PART_PUTS, REMOVALS = 16, 4, 8
 """How many requests are made at the same time; each part that is being put takes its size of memory."""
 
 

@@ -1,6 +1,7 @@
 """Puts a local file into a bucket while it grows."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -40,9 +41,10 @@ class PartUploader:
             group: What their keys begin with.
             part_bytes: Size of a part; the last one is smaller.
             kept: The parts of the first bytes, put by earlier attempts.
-            record: Called with `parts` when there is another one.
+            record: Called with `parts` in a thread of the pool when there are more.
         """
         self.parts = list(kept)
+        self._kept = len(self.parts)
         self._bucket = bucket
         self._pool = pool
         self._path = path
@@ -51,7 +53,10 @@ class PartUploader:
         self._record = record
         self._position = size_of(kept)
         self._number = 0
-        self._pending: deque[tuple[Part, Future[None]]] = deque()
+        self._pending: deque[Future[None]] = deque()
+        # Those that were put, but for one before them.
+        self._early: dict[int, Part] = {}
+        self._lock = threading.Lock()
 
     def advance(self, size: int) -> None:
         """Begins to put the parts that are complete in a file of a size, in bytes; waits while there are several.
@@ -59,7 +64,7 @@ class PartUploader:
         Raises:
             ObjectsUnavailable: An earlier one cannot be put.
         """
-        while self._pending and self._pending[0][1].done():
+        while self._pending and self._pending[0].done():
             self._end()
         while size - self._position >= self._part_bytes:
             self._begin(self._part_bytes)
@@ -78,9 +83,9 @@ class PartUploader:
 
     def abandon(self) -> None:
         """Waits for the parts that are being put, and begins no others."""
-        for _, future in self._pending:
+        for future in self._pending:
             future.cancel()
-        for _, future in self._pending:
+        for future in self._pending:
             if not future.cancelled():
                 future.exception()
         self._pending.clear()
@@ -88,21 +93,26 @@ class PartUploader:
     def _begin(self, size: int) -> None:
         if len(self._pending) == MAX_PENDING:
             self._end()
-        part = Part(f"{self._group}{self._number}", size)
-        self._pending.append((part, self._pool.submit(self._put, part, self._position)))
+        self._pending.append(self._pool.submit(self._put, self._number, self._position, size))
         self._number += 1
         self._position += size
 
     def _end(self) -> None:
-        part, future = self._pending.popleft()
-        future.result()
-        self.parts.append(part)
-        reached("object.part_put")
-        self._record(self.parts)
+        self._pending.popleft().result()
 
-    def _put(self, part: Part, position: int) -> None:
+    def _put(self, number: int, position: int, size: int) -> None:
+        part = Part(f"{self._group}{number}", size)
         descriptor = os.open(self._path, os.O_RDONLY)
         try:
-            self._bucket.put(part.key, os.pread(descriptor, part.size_bytes, position))
+            self._bucket.put(part.key, os.pread(descriptor, size, position))
         finally:
             os.close(descriptor)
+        reached("object.part_put")
+        with self._lock:
+            self._early[number] = part
+            before = len(self.parts)
+            while (next_part := self._early.pop(len(self.parts) - self._kept, None)) is not None:
+                self.parts.append(next_part)
+            if len(self.parts) > before:
+                # One after the other, so that no record is older than the one before.
+                self._record(self.parts)
