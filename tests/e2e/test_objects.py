@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ import pytest
 
 import fedround_client as fr
 from calls import until
+from chaos.proxy import Fate, Proxy
 from contracts.buckets import real_store
 from damage import flip, stored
 from e2e.federation import federation, plus_one
@@ -135,6 +137,38 @@ def _restart_when_killed(server: Server) -> None:
     server.wait()
     server.variables = {}
     server.start()
+
+
+def test_an_outage_of_the_store_delays_a_round_and_is_logged_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = threading.Event()
+    model = {"w": np.zeros(10, np.float32)}
+    with Proxy(seaweed().endpoint.removeprefix("http://"), lambda _: Fate(lives=0 if away.is_set() else None)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.address}")
+        options = ("--objects", store.url)
+        with (
+            Server(tmp_path / "data", options=options, program=MODULE) as server,
+            federation(server, 2) as group,
+            ThreadPoolExecutor(1) as pool,
+            group.connect(0) as first,
+            group.connect(1) as second,
+        ):
+            training = group.actor.create_training(model, name="t", target_num_updates=1, client_ids=group.ids)
+            group.actor.start_training(training.training_id)
+            first.submit_update(training.training_id, 0, {"w": model["w"] + 1}, 1)
+            away.set()
+            proxy.cut()
+            sent = pool.submit(second.submit_update, training.training_id, 0, {"w": model["w"] + 3}, 1)
+            until(lambda: "the object store cannot be used" in server.log)
+            # What it has a copy of can be downloaded.
+            assert not group.actor.download_model(training.model_id)["w"].any()
+            away.clear()
+            sent.result(100)
+            group.actor.wait(training.training_id, 100)
+            assert set(group.actor.download_model(training.model_id)["w"]) == {2}
+    assert server.log.count("the object store cannot be used") == 1
+    assert server.log.count("the object store answers again") == 1
 
 
 def copy(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:

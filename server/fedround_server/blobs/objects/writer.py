@@ -15,9 +15,6 @@ from fedround_server.domain.errors import ObjectsUnavailable, UploadOffset
 class Records(Protocol):
     """What a writer needs of its store."""
 
-    def record(self, ref: UploadRef, parts: Sequence[Part]) -> None:
-        """Stores which parts an upload has."""
-
     def forget_upload(self, ref: UploadRef) -> None:
         """Removes an upload, if this process knows that it exists."""
 
@@ -101,7 +98,6 @@ class ObjectWriter(LocalWriter):
     def _put_rest(self) -> None:
         try:
             self.uploader.finish(self.size_bytes)
-            self._store.record(self.upload, self.uploader.parts)
         except ObjectsUnavailable:
             # The next attempt begins earlier.
             self.uploader.abandon()
