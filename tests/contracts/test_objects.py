@@ -313,3 +313,20 @@ def test_an_upload_whose_part_is_lost_begins_anew(servers: Servers, change: str)
     assert raised.value.metadata["committed_size"] == "0"
     assert second.upload_size(UPLOAD) == 0
     assert upload(second) == WHOLE.blob
+
+
+def test_objects_of_others_are_left_alone(servers: Servers) -> None:
+    blob = put_small(first := servers.start(), b"small")
+    first.keep(blob)
+    foreign = [f"{prefix}{name}" for prefix in (OBJECTS, PARTS, UPLOADS) for name in ("a", "a/b/c", "a/b/c/d/e")]
+    for key in foreign:
+        servers.bucket.put(key, b"of others")
+    servers.age_all()
+    second = servers.start()
+    assert second.old() == [blob.sha256]
+    assert [one.sha256 for one in second.stored()] == [blob.sha256]
+    assert second.collect(second.old()) == [5]
+    assert second.collect_uploads() == {}
+    second.measure()
+    assert list(second.unfinished_uploads()) == []
+    assert set(all_keys(servers.bucket)) == set(foreign)

@@ -191,8 +191,7 @@ class ObjectBlobs:
         """Yields all uploads with their sizes."""
         for entry in self._bucket.entries(UPLOADS):
             ref = upload_of(entry.key)
-            size = self.upload_size(ref)
-            if size:
+            if ref is not None and (size := self.upload_size(ref)):
                 self._sizes[ref] = size
                 yield ref, size
 
@@ -203,9 +202,11 @@ class ObjectBlobs:
 
     def remove_uploads(self, user_id: str) -> None:
         """Removes a user's uploads."""
-        listed = {upload_of(entry.key) for entry in self._bucket.entries(f"{UPLOADS}{user_id}/")}
-        for ref in listed | {ref for ref in list(self._sizes) if ref.user_id == user_id}:
-            self.remove_upload(ref)
+        refs = {upload_of(entry.key) for entry in self._bucket.entries(f"{UPLOADS}{user_id}/")}
+        refs |= {ref for ref in list(self._sizes) if ref.user_id == user_id}
+        for ref in refs:
+            if ref is not None:
+                self.remove_upload(ref)
 
     def free_bytes(self) -> int:
         """Returns how much room the disk has for files that are received or made, without the cache."""
@@ -287,6 +288,8 @@ class ObjectBlobs:
         """Yields all blobs, as a listing has them."""
         for entry in self._bucket.entries(OBJECTS):
             sha256 = digest_of(entry.key)
+            if sha256 is None:
+                continue
             if not entry.key.endswith(LIST):
                 yield BlobRef(sha256, entry.size_bytes)
             elif (size := self.files.stored_size(sha256)) is not None:

@@ -52,17 +52,18 @@ class Garbage:
     def old_blobs(self, min_seconds: float) -> list[str]:
         """Returns the digests of blobs that are old enough to be collected."""
         latest = self.now(min_seconds)
-        return sorted({digest_of(one.key) for one in self._bucket.entries(OBJECTS) if one.modified < latest})
+        found = {digest_of(one.key) for one in self._bucket.entries(OBJECTS) if one.modified < latest}
+        return sorted(digest for digest in found if digest is not None)
 
     def old_uploads(self) -> Iterator[UploadRef]:
         """Yields uploads that were not continued for a day."""
         latest = self.now(UNREFERENCED_SECONDS)
         for entry in self._bucket.entries(UPLOADS):
-            if entry.modified < latest:
+            if entry.modified < latest and (ref := upload_of(entry.key)) is not None:
                 # The listing may be behind.
                 found = self._bucket.head(entry.key)
                 if found is not None and found.modified < latest:
-                    yield upload_of(entry.key)
+                    yield ref
 
     def size_of_parts(self) -> int:
         """Returns the size of all parts of attempts that have become blobs, in bytes."""
@@ -99,6 +100,8 @@ class Garbage:
     def _is_needed(self, group: str) -> bool:
         # In this order: an upload is removed after its parts were marked, and the list of its blob put.
         ref = upload_of(group)
+        if ref is None:
+            return True
         if ref.user_id != STAGED and self._names(upload_key(ref), group):
             return True
         try:

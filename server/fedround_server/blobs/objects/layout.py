@@ -11,6 +11,7 @@ A list of parts is a JSON array of keys and sizes. A part may be used up to a si
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import uuid4
@@ -21,6 +22,7 @@ PART_BYTES = 8 << 20
 """Size of a part, and of the largest blob that is one object: to change it makes stored blobs unreadable."""
 OBJECTS, PARTS, UPLOADS, REMOVING = "objects/", "parts/", "uploads/", "removing/"
 LIST, MARKER = ".parts", "/blob"
+BLOB = re.compile(r"objects/[0-9a-f]{2}/([0-9a-f]{64})(?:\.parts)?")
 STAGED = "staged"
 """In place of the user, in the parts of files that the server makes."""
 
@@ -48,9 +50,10 @@ def list_key(sha256: str) -> str:
     return blob_key(sha256) + LIST
 
 
-def digest_of(key: str) -> str:
-    """Returns the digest of a blob by one of its keys."""
-    return key[key.rindex("/") + 1 :].removesuffix(LIST)
+def digest_of(key: str) -> str | None:
+    """Returns the digest of a blob by one of its keys; None for the key of something else."""
+    found = BLOB.fullmatch(key)
+    return None if found is None else found[1]
 
 
 def upload_key(ref: UploadRef) -> str:
@@ -58,10 +61,10 @@ def upload_key(ref: UploadRef) -> str:
     return f"{UPLOADS}{ref.user_id}/{ref.upload_id}"
 
 
-def upload_of(key: str) -> UploadRef:
-    """Returns the upload of a key of its list, or of one of its parts."""
-    _, user_id, upload_id = key.split("/")[:3]
-    return UploadRef(user_id, upload_id)
+def upload_of(key: str) -> UploadRef | None:
+    """Returns the upload of a key of its list, or of one of its parts; None for the key of something else."""
+    words = key.split("/")
+    return UploadRef(words[1], words[2]) if len(words) in (3, 5) else None
 
 
 def new_group(ref: UploadRef | StagedRef) -> str:
