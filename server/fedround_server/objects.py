@@ -181,8 +181,9 @@ def _is_url(text: str) -> bool:
 
 
 def _settings(url: str) -> Settings:
+    chosen = {"objects": url}
     try:
-        return Settings(objects=url)
+        return Settings(**chosen)  # type: ignore[arg-type]
     except ValidationError as error:
         raise CopyError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 

@@ -89,7 +89,7 @@ def test_requests_of_a_long_outage_fail_at_once(outage: Outage, caplog: pytest.L
 
 
 def test_single_errors_are_not_logged(outage: Outage, caplog: pytest.LogCaptureFixture) -> None:
-    bucket = PatientBucket(unreliable(outage.bucket, 3, 0.3), sleep=outage.sleep, clock=lambda: outage.now)
+    bucket = PatientBucket(unreliable(outage.bucket, 3, 0.05), sleep=outage.sleep, clock=lambda: outage.now)
     with caplog.at_level(logging.DEBUG):
         for number in range(50):
             bucket.put(f"a/{number:02}", b"1", create=True, commit=str(number))

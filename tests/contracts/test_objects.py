@@ -170,7 +170,7 @@ class Meeting:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("data", [b"small", DATA])
+@pytest.mark.parametrize("data", [b"small", DATA], ids=["small", "large"])
 @pytest.mark.parametrize("way", ["collect", "release"])
 def test_a_blob_that_is_stored_again_while_it_is_removed_stays(tmp_path: Path, data: bytes, way: str) -> None:
     at = 0

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
-from fedround_server.blobs.objects.bucket import Bucket
 from fedround_server.blobs.objects.layout import Part, size_of
+from fedround_server.blobs.objects.patient import PatientBucket
 from fedround_server.failpoints import reached
 
 MAX_PENDING = 2
@@ -24,7 +24,7 @@ class PartUploader:
 
     def __init__(
         self,
-        bucket: Bucket,
+        bucket: PatientBucket,
         pool: Executor,
         path: Path,
         group: str,
