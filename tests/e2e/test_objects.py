@@ -29,7 +29,7 @@ from forked import run
 from seaweed import KEY, SECRET, seaweed
 from servers import MODULE, Server
 
-LARGE = {"w": np.arange(5 * PART_BYTES // 4, dtype=np.float32)}
+LARGE = {"w": np.arange(3 * PART_BYTES // 4, dtype=np.float32)}
 """A model of some parts."""
 
 
@@ -86,7 +86,7 @@ def test_a_training_goes_on_behind_a_restart_in_the_middle_of_a_round(server: Se
     assert len(store.entries()) >= 4
     assert store.entries(UPLOADS) == []
     with fr.connect(server.address, server.admin_token) as admin:
-        assert admin.server_status().disk.stored_bytes > 3 * 5 * PART_BYTES
+        assert admin.server_status().disk.stored_bytes > 3 * 3 * PART_BYTES
 
 
 def test_an_upload_goes_on_with_what_is_in_the_bucket(server: Server, store: Store) -> None:
