@@ -27,8 +27,19 @@ class Server:
         database: str = "",
         options: tuple[str, ...] = (),
         program: tuple[str, ...] = (),
+        variables: dict[str, str] | None = None,
     ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            data_dir: Its data directory.
+            database: The URL of its database; empty for SQLite.
+            options: More options.
+            program: What Python runs; empty for a forked server.
+            variables: More environment variables of such a program, also when it is started again.
+        """
         self.data_dir = data_dir
+        self.variables = variables or {}
         self._program = program
         self._options = ["--database", database, *options]
         self._port: socket.socket | None = None
@@ -95,7 +106,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=environment,
+                env=environment | self.variables,
             )
 
     def kill(self) -> None:

@@ -14,6 +14,7 @@ from fedround_server import logs
 from fedround_server.app import serve
 from fedround_server.config import Settings, command_line, problems
 from fedround_server.config import file as config_file
+from fedround_server.domain.errors import ObjectsUnavailable
 from fedround_server.host import allocator
 from fedround_server.host.service_manager import notify
 from fedround_server.start_errors import explain
@@ -73,7 +74,7 @@ def _serve(settings: Settings, chosen: Mapping[str, object]) -> int:
 def _report(error: Exception, settings: Settings) -> None:
     """Tells the operator why the server stops: in one line of the log's format, if it is not a defect."""
     message = explain(error, settings.data_dir) if isinstance(error, OSError) else str(error)
-    if not isinstance(error, RuntimeError | OSError):
+    if not isinstance(error, RuntimeError | OSError | ObjectsUnavailable):
         log.error("unexpected error: the server stops", exc_info=error)
     if settings.log_format == "json":
         log.error(message)

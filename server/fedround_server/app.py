@@ -1,12 +1,12 @@
 """The composition root: makes every part once, opens them in order and closes them in reverse."""
 
 import asyncio
-import fcntl
 import os
 import random
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from fedround_server.blobs.local import LocalBlobs
+from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, check_bucket, check_place, write_place
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.change_log import ChangeLog
@@ -25,6 +26,7 @@ from fedround_server.engine.process import allow_many_files
 from fedround_server.failpoints import reached
 from fedround_server.grpc_server import METHOD_NAMES, GrpcServer
 from fedround_server.host import allocator
+from fedround_server.host.file_lock import locked_folder
 from fedround_server.host.folder import make_narrow, make_private
 from fedround_server.host.sync import skip_syncs, sync_file, sync_folder
 from fedround_server.methods import check_methods
@@ -35,6 +37,7 @@ from fedround_server.traces import NO_TRACES, Traces
 from fedround_server.wakeups import Hub
 
 log = structlog.get_logger("fedround.app")
+OBJECT_THREADS = 64
 
 
 @asynccontextmanager
@@ -60,10 +63,9 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         make_private(settings.data_dir)
         sync_folder(settings.data_dir.absolute().parent)
     with ExitStack() as stack:
-        stack.enter_context(_exclusive(settings.data_dir))
+        stack.enter_context(locked_folder(settings.data_dir))
         _restrict(settings.data_dir)
-        blobs = LocalBlobs(settings.data_dir)
-        blobs.check_writable()
+        blobs = _open_blobs(settings)
         stack.callback(blobs.close)
         counters = Counters()
         # Before any gRPC object exists.
@@ -89,8 +91,17 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             )
             if not await store.users.page(None, "", 1):
                 _check_unused(settings.data_dir, "the database is empty", ("objects/*/*",))
+                if isinstance(blobs, ObjectBlobs) and not blobs.is_unused():
+                    raise RuntimeError(
+                        f"the database is empty, but {settings.objects} was used, and has files: choose another prefix,"
+                        " or set --database to the one that the server used"
+                    )
             elif settings.id_seed is not None:
                 raise RuntimeError("id_seed would repeat ids of this data directory, which was used before: unset it")
+        if isinstance(blobs, ObjectBlobs):
+            write_place(settings.data_dir, settings.objects)
+            # Threads wait for the object store, and others must not wait for them.
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(OBJECT_THREADS))
         async with _background() as tasks:
             context = Context(
                 store,
@@ -129,6 +140,26 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                     coordinator.start_draining()
                     await server.stop(settings.grace_seconds)
                     await coordinator.close()
+
+
+def _open_blobs(settings: Settings) -> LocalBlobs | ObjectBlobs:
+    """Opens the store of the files, and checks that it can be used.
+
+    Raises:
+        RuntimeError: It cannot, or the files are elsewhere.
+        OSError: A folder of the data directory cannot be used.
+    """
+    check_place(settings.data_dir, settings.objects)
+    if not settings.objects:
+        local = LocalBlobs(settings.data_dir)
+        local.check_writable()
+        return local
+    bucket = BucketUrl(settings.objects)
+    try:
+        check_bucket(bucket())
+    except BucketUnusable as error:
+        raise RuntimeError(f"objects: {settings.objects}: {error}; docs/objects.md says what is needed") from error
+    return ObjectBlobs(settings.data_dir, bucket, settings.objects_cache_bytes)
 
 
 @contextmanager
@@ -190,26 +221,6 @@ async def _background() -> AsyncIterator[asyncio.TaskGroup]:
             raise _Stop
     except* _Stop:
         pass
-
-
-@contextmanager
-def _exclusive(data_dir: Path) -> Iterator[None]:
-    """Locks the data directory: two servers on one would both recover the same rounds.
-
-    The directory itself is locked, since the file may be deleted; the file is for file systems that cannot lock it.
-    """
-    with ExitStack() as stack:
-        for path, flags in ((data_dir, os.O_RDONLY | os.O_DIRECTORY), (data_dir / "lock", os.O_CREAT | os.O_RDWR)):
-            descriptor = os.open(path, flags, 0o600)
-            stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RuntimeError(f"another server uses the data directory {data_dir}: choose another one") from error
-            except OSError:
-                if path != data_dir:
-                    raise
-        yield
 
 
 def _restrict(data_dir: Path) -> None:

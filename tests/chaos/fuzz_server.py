@@ -256,7 +256,7 @@ async def _tries(rand: random.Random, uploads: Uploads, blobs: LocalBlobs) -> st
     outcome = "nothing"
     try:
         for _ in range(rand.randint(1, 4)):
-            before = uploads.committed_size(ID, upload_id) if upload_id else 0
+            before = await uploads.committed_size(ID, upload_id) if upload_id else 0
             sent = _messages(rand, file, digest, upload_id, before)
             try:
                 received = await _receive(uploads, sent)

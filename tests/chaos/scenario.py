@@ -171,7 +171,7 @@ class Scenario:
         upload_id = f"22222222-2222-4222-8222-{number:012}" if number % 2 else None
 
         async def submit() -> Any:
-            offset = 0 if upload_id is None else coordinator.uploads.committed_size(user_id, upload_id)
+            offset = 0 if upload_id is None else await coordinator.uploads.committed_size(user_id, upload_id)
             sent = incoming(user_id, file, upload_id, offset, training_id)
             return await coordinator.submissions.submit(training_id, number, examples, metrics, sent)  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ import pytest
 from contracts.planned import planning
 from contracts.unrecorded import unrecorded_changes
 from contracts.world import World
+from fedround_server.blobs.objects import patient, removal
 from fedround_server.store import Store
 from fedround_server.store.db.group_commit import Call, Transactions
 
@@ -28,6 +29,13 @@ def wasteful(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with planning(monkeypatch) as wasteful:
         yield wasteful
     assert wasteful == []
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has requests to an object store repeated at once."""
+    monkeypatch.setattr(patient, "FIRST_DELAY", 0.0001)
+    monkeypatch.setattr(removal, "POLL_SECONDS", 0.0001)
 
 
 @pytest.fixture(scope="session")

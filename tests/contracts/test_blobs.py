@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import contracts.buckets  # noqa: F401 - adds places
 from contracts.blobs import PLACES, Place, put, put_small
 from fedround_server.blobs import BLOCK_BYTES, BlobDamaged, Blobs, FileRef, StagedBlob, StagedRef, UploadRef
 from fedround_server.domain.errors import UploadOffset

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import contracts.buckets  # noqa: F401 - adds places
 from contracts.blobs import PLACES, Place, put_small, small
 from fedround_server.blobs import Blobs
 from fedround_server.domain.model import BlobRef
@@ -53,6 +54,7 @@ def test_threads_may_store_the_same_small_files_at_once(blobs: Blobs) -> None:
     assert all(blobs.files.local_path(file.blob).read_bytes() == file.data for file in files)
 
 
+@pytest.mark.parametrize("place", ["local"], indirect=True)
 @pytest.mark.parametrize("change", ["remove", "cut", "flip", None])
 @pytest.mark.parametrize("is_needed", [True, False])
 def test_small_files_that_a_crash_took_are_recovered_if_they_are_needed(

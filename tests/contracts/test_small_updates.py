@@ -197,11 +197,11 @@ async def test_one_that_arrives_slowly_is_written_while_it_arrives(
         yield chunk_of(data[50:])
 
     submitted = asyncio.create_task(submit(one, training, users[0], data, halted(), upload_id=upload_id))
-    while one.coordinator.uploads.committed_size(users[0], upload_id) < 50:
+    while await one.coordinator.uploads.committed_size(users[0], upload_id) < 50:
         await asyncio.sleep(0.01)
     go_on.set()
     assert (await submitted).blob.sha256 == hashlib.sha256(data).hexdigest()
-    assert one.coordinator.uploads.committed_size(users[0], upload_id) == 0
+    assert await one.coordinator.uploads.committed_size(users[0], upload_id) == 0
 
 
 @pytest.mark.parametrize("resumable", [True, False])
@@ -222,7 +222,7 @@ async def test_what_has_arrived_of_one_that_is_cut_stays(one: Coordination, resu
     if upload_id is None:
         await submit(one, training, users[0], data)
     else:
-        assert one.coordinator.uploads.committed_size(users[0], upload_id) == 50
+        assert await one.coordinator.uploads.committed_size(users[0], upload_id) == 50
         await submit(one, training, users[0], data, sent(data[50:]), upload_id=upload_id, offset=50)
     assert one.coordinator.uploads.space.unfinished_bytes == 0
 
@@ -232,9 +232,9 @@ async def test_a_new_attempt_leaves_nothing_of_an_earlier_one(one: Coordination)
     upload_id, data = str(uuid4()), file(1)
     with pytest.raises(UploadIncomplete):
         await submit(one, training, users[0], data, sent(data[:70]), upload_id=upload_id)
-    assert one.coordinator.uploads.committed_size(users[0], upload_id) == 70
+    assert await one.coordinator.uploads.committed_size(users[0], upload_id) == 70
     await submit(one, training, users[0], data, upload_id=upload_id)
-    assert one.coordinator.uploads.committed_size(users[0], upload_id) == 0
+    assert await one.coordinator.uploads.committed_size(users[0], upload_id) == 0
     assert one.coordinator.uploads.space.unfinished_bytes == 0
 
 

@@ -1,6 +1,6 @@
 """Files of tests as engines get at them: each reference has a path in place of a digest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,9 @@ class Paths:
 
     def local_path(self, ref: FileRef) -> Path:
         return Path(ref.sha256) if isinstance(ref, BlobRef) else self.folder / getattr(ref, "name", "")
+
+    def prepare(self, blobs: Iterable[BlobRef]) -> None:
+        """All files are here."""
 
     def range(self, ref: FileRef, start: int, end: int) -> bytes:
         return self.local_path(ref).read_bytes()[start:end]

@@ -45,7 +45,7 @@ class SlowFile:
 
 async def test_a_download_that_is_given_up_closes_its_file_behind_the_reader() -> None:
     file = SlowFile()
-    context: Any = SimpleNamespace(blobs=SimpleNamespace(open=lambda *_: file))
+    context: Any = SimpleNamespace(blobs=SimpleNamespace(open_cached=lambda *_: file))
     uploads: Any = None
     chunks = Models(context, uploads, StoredFiles(context)).read(
         ServedFile.of("it", 0, BlobRef("0" * 64, 5, b"0000")), 0

@@ -30,7 +30,7 @@ class Disk:
     def free_bytes(self) -> int:
         return self.free
 
-    def upload_size(self, ref: UploadRef) -> int:
+    def known_size(self, ref: UploadRef) -> int:
         return self.left.get((ref.user_id, ref.upload_id), 0)
 
     def unfinished_uploads(self) -> Iterator[tuple[UploadRef, int]]:

@@ -110,13 +110,13 @@ async def test_the_uploads_of_a_removed_user_end(tmp_path: Path) -> None:
         )
         for user, upload_id in (("gone", "upload"), ("gone", None), ("other", "upload"))
     ]
-    while receiver.committed_size("other", "upload") < 100:
+    while await receiver.committed_size("other", "upload") < 100:
         await asyncio.sleep(0)
     await receiver.end("gone")
     for ended in tries[:2]:
         with pytest.raises(TokenInvalid):
             await ended
-    assert (receiver.committed_size("gone", "upload"), receiver.committed_size("other", "upload")) == (0, 100)
+    assert [await receiver.committed_size(user, "upload") for user in ("gone", "other")] == [0, 100]
     assert not tries[2].done()
     tries[2].cancel()
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -131,15 +131,15 @@ async def test_an_unused_upload_is_removed_unless_it_is_being_written(tmp_path: 
 
     one = Incoming("user", halted(), DIGEST, len(FILE), upload_id="upload")
     under_way = asyncio.create_task(receiver.receive(one, None, accept))
-    while receiver.committed_size("user", "upload") < 100:
+    while await receiver.committed_size("user", "upload") < 100:
         await asyncio.sleep(0)
     await receiver.abandon("user", "upload")
-    assert receiver.committed_size("user", "upload") == 100
+    assert await receiver.committed_size("user", "upload") == 100
     may_end.set()
     with pytest.raises(UploadIncomplete):
         await under_way
     await receiver.abandon("user", "upload")
-    assert receiver.committed_size("user", "upload") == 0
+    assert await receiver.committed_size("user", "upload") == 0
 
 
 async def test_an_upload_may_end_by_itself_while_those_of_its_user_are_ended(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ async def test_an_upload_may_end_by_itself_while_those_of_its_user_are_ended(tmp
             receiver.receive(Incoming("gone", halted(), DIGEST, len(FILE), upload_id="second"), None, accept)
         )
     )
-    while receiver.committed_size("gone", "second") < 100:
+    while await receiver.committed_size("gone", "second") < 100:
         await asyncio.sleep(0)
     await receiver.end("gone")
     with pytest.raises(TokenInvalid):
@@ -265,7 +265,7 @@ async def test_the_worker_is_not_asked_whether_numbers_are_finite(tmp_path: Path
         await receiver.receive(large(BAD_FILE), None, accept)
     with pytest.raises(UpdateNotFinite, match="tensor 'w'"):
         await receiver.receive(large(BAD_FILE), None, accept, NormBound(1.0, BlobRef(DIGEST, len(FILE)), ""))
-    assert receiver.committed_size("user", "upload") == 0
+    assert await receiver.committed_size("user", "upload") == 0
     assert not (await receiver.receive(large(BAD_FILE), None, accept, allow_non_finite=True)).is_finite
 
 
@@ -274,7 +274,7 @@ async def test_what_an_earlier_attempt_left_is_checked(tmp_path: Path, offset: i
     receiver = uploads(tmp_path, Worker())
     with pytest.raises(UploadIncomplete):
         await receiver.receive(large(BAD_FILE, end=min(offset, len(BAD_FILE) - 1)), None, accept)
-    offset = receiver.committed_size("user", "upload")
+    offset = await receiver.committed_size("user", "upload")
     with pytest.raises(UpdateNotFinite, match="tensor 'w'"):
         await receiver.receive(large(BAD_FILE, offset), None, accept)
 

@@ -24,6 +24,7 @@ from fedround_client.command import (
     init,
     metrics,
     model,
+    objects,
     predict,
     protoset,
     serve,
@@ -63,6 +64,7 @@ app.command("simulate")(simulate.run)
 app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)
 app.command("backup", context_settings=serve.PASS_THROUGH)(backup.backup)
 app.command("restore", context_settings=serve.PASS_THROUGH)(backup.restore)
+app.command("objects", context_settings=serve.PASS_THROUGH)(objects.objects)
 app.command("demo", context_settings=serve.PASS_THROUGH)(demo.demo)
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "NotActor",
     "NotInCohort",
     "NumExamples",
+    "ObjectsUnavailable",
     "OffsetOutOfRange",
     "PosteriorMissing",
     "PredictionFailed",
@@ -160,6 +161,10 @@ class ServerOverloaded(ServerUnavailable, reason="SERVER_OVERLOADED"):
 
 class StoreUnavailable(ServerUnavailable, reason="STORE_UNAVAILABLE"):
     """The database does not answer, or is full."""
+
+
+class ObjectsUnavailable(ServerUnavailable, reason="OBJECTS_UNAVAILABLE"):
+    """The object store with the server's files does not answer, or does not allow what the server asks for."""
 
 
 class WorkerKilled(ServerUnavailable, reason="WORKER_KILLED"):

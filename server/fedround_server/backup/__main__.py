@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from fedround_server.backup.layout import BackupError, Manifest
 from fedround_server.backup.restore import restore, verify
 from fedround_server.backup.take import take
+from fedround_server.blobs.objects import read_place
 from fedround_server.config import Settings
 from fedround_server.domain.errors import StoreUnavailable
 
@@ -105,6 +106,11 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def _take(options: argparse.Namespace) -> int:
     settings = _settings(data_dir=options.data_dir, database=options.database)
+    if place := settings.objects or read_place(settings.data_dir):
+        raise BackupError(
+            f"the files of this server are in {place}: back up the database with its own tools, and keep versions of"
+            " the bucket; see docs/objects.md"
+        )
     taken = take(
         settings.data_dir,
         settings.database or settings.data_dir / "fedround.db",

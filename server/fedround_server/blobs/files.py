@@ -1,11 +1,12 @@
 """Where the files of a local blob store are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 from fedround_server.blobs.refs import FileRef, StagedRef, UploadRef
+from fedround_server.domain.model import BlobRef
 
 
 class LocalFiles:
@@ -33,6 +34,9 @@ class LocalFiles:
     def blob_path(self, sha256: str) -> Path:
         """Returns where a blob is, or would be."""
         return self.objects / sha256[:2] / sha256
+
+    def prepare(self, blobs: Iterable[BlobRef]) -> None:
+        """Does nothing: all files are here."""
 
     def range(self, ref: FileRef, start: int, end: int) -> bytes:
         """Returns the bytes [start, end) of a file."""

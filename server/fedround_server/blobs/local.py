@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from fedround_server.blobs.checksums import BLOCK_BYTES, BlockChecksums, damaged, map_damage
+from fedround_server.blobs.commits import Commits
 from fedround_server.blobs.disk_full import explain, map_disk_full
 from fedround_server.blobs.files import LocalFiles
 from fedround_server.blobs.journal import Journal, groups
@@ -49,10 +49,7 @@ class LocalBlobs:
         self._durable_folders: set[Path] = set()
         # Those that exist, on disk or not.
         self._folders: set[str] = set()
-        # How many commits of each new blob await `keep` or `release`.
-        self._undecided: dict[str, int] = {}
-        # How many commits of each blob, new or not, await `keep` or `release`.
-        self._commits: Counter[str] = Counter()
+        self._commits = Commits()
         # Without it, bytes that are committed again between the check of a blob and its removal would be lost.
         self._lock = threading.Lock()
         self._closing = ThreadPoolExecutor(1, thread_name_prefix="closing")
@@ -100,18 +97,13 @@ class LocalBlobs:
     def keep(self, blob: BlobRef) -> None:
         """Leaves a committed blob to the collection."""
         with self._lock:
-            self._undecided.pop(blob.sha256, None)
-            self._decided(blob.sha256)
+            self._commits.keep(blob.sha256)
 
     def release(self, blob: BlobRef) -> None:
         """Removes a committed blob, unless it was stored before or others committed it."""
         target = self.files.local_path(blob)
         with self._lock, keep_open(target, self._closing):
-            self._decided(blob.sha256)
-            commits = self._undecided.pop(blob.sha256, 0)
-            if commits > 1:
-                self._undecided[blob.sha256] = commits - 1
-            elif commits:
+            if self._commits.release(blob.sha256):
                 target.unlink(missing_ok=True)
                 self.stored_bytes -= blob.size_bytes
 
@@ -119,18 +111,13 @@ class LocalBlobs:
         """Opens a blob for reading from an offset, in chunks."""
         return LocalReader(self.files.local_path(blob), blob, offset)
 
+    def open_cached(self, blob: BlobRef, offset: int) -> LocalReader | None:
+        """Opens a blob without waiting for another machine."""
+        return self.open(blob, offset)
+
     def examine(self, blob: BlobRef) -> BlobRef:
         """Reads all of a blob, and returns it with the checksums of its blocks."""
-        path = self.files.local_path(blob)
-        digest, checksums, size = hashlib.sha256(), BlockChecksums(), 0
-        with map_damage(blob, path), path.open("rb", buffering=0) as file:
-            while data := file.read(BLOCK_BYTES):
-                digest.update(data)
-                checksums.update(data)
-                size += len(data)
-        if digest.hexdigest() != blob.sha256:
-            raise damaged(blob, path, f"is damaged: its SHA-256 is {digest.hexdigest()}")
-        return BlobRef(blob.sha256, size, checksums.digest())
+        return examine_file(self.files.local_path(blob), blob)
 
     def upload_size(self, ref: UploadRef) -> int:
         """Returns how many bytes of an upload are stored."""
@@ -139,9 +126,13 @@ class LocalBlobs:
         except FileNotFoundError:
             return 0
 
+    def known_size(self, ref: UploadRef) -> int:
+        """Returns the same: no other server shares the folder."""
+        return self.upload_size(ref)
+
     def unfinished_uploads(self) -> Iterator[tuple[UploadRef, int]]:
         """Yields all uploads with their sizes."""
-        for path in _files_below(self.files.uploads):
+        for path in files_below(self.files.uploads):
             with _skip_errors(path):
                 yield _upload_at(path), path.stat().st_size
 
@@ -155,13 +146,11 @@ class LocalBlobs:
 
     def free_bytes(self) -> int:
         """Returns how much room the disk has for files of this process."""
-        disk = os.statvfs(self.files.objects)
-        return disk.f_bavail * disk.f_frsize
+        return free_bytes(self.files.objects)
 
     def total_bytes(self) -> int:
         """Returns the size of the disk."""
-        disk = os.statvfs(self.files.objects)
-        return disk.f_blocks * disk.f_frsize
+        return total_bytes(self.files.objects)
 
     def measure(self) -> None:
         """Counts `stored_bytes`."""
@@ -211,7 +200,7 @@ class LocalBlobs:
 
     def old(self, min_seconds: float = UNREFERENCED_SECONDS) -> list[str]:
         """Returns the digests of old blobs."""
-        return [path.name for path in _files_below(self.files.objects) if _is_old(path, min_seconds)]
+        return [path.name for path in files_below(self.files.objects) if _is_old(path, min_seconds)]
 
     def collect(self, digests: Iterable[str], min_seconds: float = UNREFERENCED_SECONDS) -> list[int]:
         """Removes blobs that are still old; returns their sizes."""
@@ -227,14 +216,8 @@ class LocalBlobs:
 
     def collect_uploads(self) -> dict[UploadRef, int]:
         """Removes old uploads; returns their sizes."""
-        removed = {_upload_at(path): _remove_if_old(path) for path in _files_below(self.files.uploads)}
+        removed = {_upload_at(path): _remove_if_old(path) for path in files_below(self.files.uploads)}
         return {ref: size for ref, size in removed.items() if size is not None}
-
-    def _decided(self, sha256: str) -> None:
-        if self._commits[sha256] > 1:
-            self._commits[sha256] -= 1
-        else:
-            del self._commits[sha256]
 
     def _store_group(self, files: Sequence[SmallFile]) -> list[Exception | None]:
         """Makes blobs of files that fit into the journal together; returns their errors."""
@@ -306,16 +289,43 @@ class LocalBlobs:
         replaced = _file_size(target)
         os.replace(source, target)  # noqa: PTH105 -- paths of small files are strings: making a Path takes as long
         self.stored_bytes += blob.size_bytes - replaced
-        self._commits[blob.sha256] += 1
-        if not replaced or blob.sha256 in self._undecided:
-            self._undecided[blob.sha256] = self._undecided.get(blob.sha256, 0) + 1
+        self._commits.add(blob.sha256, is_new=not replaced)
+
+
+def examine_file(path: Path, blob: BlobRef) -> BlobRef:
+    """Reads all of a blob's file, and returns the blob with the checksums of its blocks.
+
+    Raises:
+        BlobDamaged: It is not there, cannot be read, or does not have the bytes that its SHA-256 is of.
+    """
+    digest, checksums, size = hashlib.sha256(), BlockChecksums(), 0
+    with map_damage(blob, path), path.open("rb", buffering=0) as file:
+        while data := file.read(BLOCK_BYTES):
+            digest.update(data)
+            checksums.update(data)
+            size += len(data)
+    if digest.hexdigest() != blob.sha256:
+        raise damaged(blob, path, f"is damaged: its SHA-256 is {digest.hexdigest()}")
+    return BlobRef(blob.sha256, size, checksums.digest())
+
+
+def free_bytes(folder: Path) -> int:
+    """Returns how much room the disk of a folder has for files of this process."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
+def total_bytes(folder: Path) -> int:
+    """Returns the size of the disk of a folder."""
+    disk = os.statvfs(folder)
+    return disk.f_blocks * disk.f_frsize
 
 
 def _upload_at(path: Path) -> UploadRef:
     return UploadRef(path.parent.name, path.name)
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Yields the files of a folder's subfolders."""
     for sub in list(folder.iterdir()):
         inside: list[Path] = []

@@ -86,10 +86,18 @@ class BlobFiles(Protocol):
     def local_path(self, ref: FileRef) -> Path:
         """Returns a local file with the bytes of a reference, to be read or mapped into memory.
 
-        A store whose files are elsewhere fetches them into a cache first.
+        A store whose files are elsewhere copies a blob into a cache first, in which it stays for some minutes at least.
 
         Raises:
-            FileNotFoundError: There is no such file, and the store had to fetch it.
+            BlobDamaged: The store had to copy the blob, and it is missing, or does not have the bytes that were stored.
+            ObjectsUnavailable: The store had to copy the blob, and cannot now.
+        """
+
+    def prepare(self, blobs: Iterable[BlobRef]) -> None:
+        """Copies blobs that are small to where `local_path` finds them, several at a time; not those that are damaged.
+
+        Raises:
+            ObjectsUnavailable: The store can neither copy them now, nor store what is made of them.
         """
 
     def range(self, ref: FileRef, start: int, end: int) -> bytes:
@@ -108,7 +116,10 @@ class BlobFiles(Protocol):
 
 
 class Blobs(Protocol):
-    """A store of blobs and of the uploads that become them."""
+    """A store of blobs and of the uploads that become them.
+
+    A store on other machines raises `ObjectsUnavailable` where it cannot be asked.
+    """
 
     @property
     def files(self) -> BlobFiles:
@@ -168,6 +179,13 @@ class Blobs(Protocol):
             BlobDamaged: It is not there, or has another size.
         """
 
+    def open_cached(self, blob: BlobRef, offset: int) -> BlobReader | None:
+        """Opens a blob like `open` if that takes no waiting for another machine; otherwise returns None.
+
+        Raises:
+            BlobDamaged: It is not there, or has another size.
+        """
+
     def examine(self, blob: BlobRef) -> BlobRef:
         """Reads all of a blob, and returns it with the checksums of its blocks. May take long.
 
@@ -177,6 +195,9 @@ class Blobs(Protocol):
 
     def upload_size(self, ref: UploadRef) -> int:
         """Returns how many bytes of an upload are stored; 0 for an unknown one."""
+
+    def known_size(self, ref: UploadRef) -> int:
+        """Returns how many bytes of an upload are stored, as far as this process knows; does not wait."""
 
     def unfinished_uploads(self) -> Iterator[tuple[UploadRef, int]]:
         """Returns all uploads, with their sizes in bytes."""

@@ -64,15 +64,19 @@ class LocalReader(AbstractContextManager["LocalReader", None]):
                 block += data
         return self._chunk(block)
 
+    def _verify(self, index: int, block: bytes) -> int:
+        """Verifies a block, if its checksum is known; returns its CRC-32C."""
+        if not self._blob.checksums:
+            crc32c: int = google_crc32c.value(block)
+            return crc32c
+        return verify_block(self._blob, self._path, index, block)
+
     def _chunk(self, block: bytes) -> Chunk:
         """Verifies the next block, and returns what of it is behind the offset."""
         start = self._position
         if not block:
             return Chunk(b"", 0)
-        if self._blob.checksums:
-            crc32c = verify_block(self._blob, self._path, start // BLOCK_BYTES, block)
-        else:
-            crc32c = google_crc32c.value(block)
+        crc32c = self._verify(start // BLOCK_BYTES, block)
         self._position += len(block)
         if self._offset <= start:
             return Chunk(block, crc32c)

@@ -44,6 +44,7 @@ GROUPS = {
 """Titles of the groups of settings, by the first setting of each; a group goes on until the next one begins."""
 MAX_LIFETIME = 3_200_000_000
 """Seconds, about a century: dates stay within the years that Python knows."""
+OBJECTS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.-]+)*/?")
 ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}=[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -71,6 +72,14 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(Path("fedround-data"), description="Directory of the database, the files and admin.token.")
     database: str = Field("", description="postgresql:// URL; empty for a SQLite file in the data directory.")
+    objects: str = Field(
+        "",
+        description="s3://BUCKET/PREFIX of an object store for the files, with credentials in AWS_* variables; empty"
+        " for the data directory.",
+    )
+    objects_cache_bytes: int = Field(
+        10 << 30, ge=0, description="Size of the copies of files of an object store in the data directory."
+    )
     min_free_bytes: int = Field(
         DEFAULTS.min_free_bytes, ge=0, description="Free space on the disk that new models leave; updates leave half."
     )
@@ -246,6 +255,11 @@ class Settings(BaseSettings):
             raise ValueError("token_lifetime_seconds must not be more than max_token_lifetime_seconds")
         if wrong := [text for text in self.architecture if not ARCHITECTURE.fullmatch(text)]:
             raise ValueError(f"architecture: {wrong[0]!r} is not NAME=package.module:factory")
+        if self.objects and not OBJECTS.fullmatch(self.objects):
+            raise ValueError(
+                "objects: must be s3://BUCKET or s3://BUCKET/PREFIX, or empty for the data directory; endpoint and"
+                " credentials are set by AWS_* variables"
+            )
         if self.database and urlsplit(self.database).scheme not in ("postgresql", "postgres"):
             raise ValueError("database: must be a postgresql:// URL, or empty for SQLite")
         return self

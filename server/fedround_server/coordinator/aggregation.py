@@ -17,7 +17,7 @@ from fedround_server.coordinator.shadows import Shadows
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState, UpdateFacts
 from fedround_server.domain.audit import acting
-from fedround_server.domain.errors import DiskFull, Unavailable
+from fedround_server.domain.errors import DiskFull, ObjectsUnavailable, Unavailable
 from fedround_server.domain.model import VersionFile, blobs_of
 from fedround_server.domain.rounds.kind import Computation
 from fedround_server.domain.update import Update
@@ -99,7 +99,9 @@ class Aggregations:
                             await self._follow_up(training_id)
                         return
                 except TRANSIENT as error:
-                    log.warning("aggregation of training %s: %s", training_id, error)
+                    # An outage of the object store, which may be long, is logged once.
+                    level = logging.DEBUG if isinstance(error, ObjectsUnavailable) else logging.WARNING
+                    log.log(level, "aggregation of training %s: %s", training_id, error)
                     seconds = getattr(error, "retry_seconds", None)
                     await self._context.clock.sleep(timedelta(seconds=seconds) if seconds else RETRY_DELAY)
                     # The error may have hidden a commit that succeeded.

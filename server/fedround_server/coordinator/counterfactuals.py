@@ -1,7 +1,7 @@
 """Computes what would have come of the updates of a training without some of its participants."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,7 @@ from fedround_server.blobs import BlobDamaged, map_disk_full
 from fedround_server.coordinator.aggregation import job_of
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.results import commit_files
-from fedround_server.coordinator.tasks import await_even_if_cancelled
+from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread
 from fedround_server.coordinator.uploads.space import Space
 from fedround_server.domain.aggregation import AggregationState
 from fedround_server.domain.counterfactual import BranchVersion, Counterfactual
@@ -79,7 +79,7 @@ class Counterfactuals:
                     if name:
                         versions.append(one.version)
                     else:
-                        kept.release_but(one.version)
+                        await kept.release_but(one.version)
                     yield one
             if name:
                 branch = Counterfactual(training_id, tuple(sorted(without)), name, tuple(versions), request_id)
@@ -87,7 +87,7 @@ class Counterfactuals:
                 stored, kept = kept, _Files(self._context)
                 yield await self._context.tasks.run_shielded(self._create(branch, actor_id, stored))
         finally:
-            kept.release()
+            await kept.release()
 
     async def _create(self, branch: Counterfactual, actor_id: str, files: "_Files") -> Model:
         new_id, now = self._context.new_id(), self._context.clock.now()
@@ -98,7 +98,7 @@ class Counterfactuals:
             files.keep()
             raise
         except BaseException:
-            files.release()
+            await files.release()
             raise
         files.keep()
         return model
@@ -171,19 +171,25 @@ class _Files:
             self._blobs.keep(file)
         self._files.clear()
 
-    def release(self) -> None:
+    async def release(self) -> None:
         """Removes the files."""
-        for file in self._files:
-            self._blobs.release(file)
-        self._files.clear()
+        released, self._files = self._files, []
+        await self._release(released)
 
-    def release_but(self, version: BranchVersion) -> None:
+    async def release_but(self, version: BranchVersion) -> None:
         """Removes the files that a version does not have."""
         needed = {*blobs_of(version.file), *version.state.slots.values()}
         released = [file for file in self._files if file not in needed]
         self._files = [file for file in self._files if file in needed]
-        for file in released:
-            self._blobs.release(file)
+        await self._release(released)
+
+    async def _release(self, released: Sequence[BlobRef]) -> None:
+        def release() -> None:
+            for file in released:
+                self._blobs.release(file)
+
+        if released:
+            await in_thread(release)
 
 
 def _job(task: ReplayTask, without: Collection[str], file: VersionFile, state: AggregationState) -> AggregationJob:

@@ -3,14 +3,14 @@
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 
 from fedround_server.blobs import BlobDamaged
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.served_files import ModelPart, ServedFile, assembled, file_of, name_of
 from fedround_server.coordinator.stored_files import StoredFiles
-from fedround_server.coordinator.tasks import in_thread
+from fedround_server.coordinator.tasks import in_thread, opened_in_thread
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import ModelDamaged
@@ -103,7 +103,13 @@ class Models:
         with _damage_of(file.name):
             if isinstance(file.source, BlobRef):
                 file = replace(file, source=await self._files.with_checksums(file.source))
-            with file.open(self._context.blobs, offset) as reader:
+            blobs, served = self._context.blobs, file
+            async with AsyncExitStack() as stack:
+                cached = file.open_cached(blobs, offset)
+                if cached is not None:
+                    reader = stack.enter_context(cached)
+                else:
+                    reader = await stack.enter_async_context(opened_in_thread(lambda: served.open(blobs, offset)))
                 while True:
                     chunk = reader.read_cached()
                     if chunk is None:

@@ -41,8 +41,12 @@ class ServedFile:
         """Returns a file that is stored as it is."""
         return cls(name, version, blob.sha256, blob.size_bytes, blob)
 
+    def open_cached(self, blobs: Blobs, offset: int) -> BlobReader | None:
+        """Opens the file like `open` if it is stored as it is, and that takes no waiting; otherwise returns None."""
+        return blobs.open_cached(self.source, offset) if isinstance(self.source, BlobRef) else None
+
     def open(self, blobs: Blobs, offset: int) -> BlobReader:
-        """Opens the file for reading from an offset in bytes.
+        """Opens the file for reading from an offset in bytes. May wait.
 
         Raises:
             BlobDamaged: A stored file is missing, or has another size.

@@ -5,7 +5,7 @@ import logging
 
 from fedround_server.blobs import BlobDamaged
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.tasks import in_thread
+from fedround_server.coordinator.tasks import in_thread, opened_in_thread
 from fedround_server.domain.model import BlobRef
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ class StoredFiles:
         Raises:
             BlobDamaged: One does not have the bytes that were stored.
         """
-        with self._context.blobs.open(await self.with_checksums(blob), 0) as file:
+        known = await self.with_checksums(blob)
+        async with opened_in_thread(lambda: self._context.blobs.open(known, 0)) as file:
             while (await in_thread(file.read)).data:
                 pass
 

@@ -1,7 +1,8 @@
 """Work that goes on although its caller is cancelled."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -58,6 +59,17 @@ async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     """Runs blocking work in a thread, and waits for its end even if the caller is cancelled."""
     call = partial(copy_context().run, function, *args, **kwargs)
     return await _end(asyncio.get_running_loop().run_in_executor(None, call))
+
+
+@asynccontextmanager
+async def opened_in_thread(make: Callable[[], AbstractContextManager[R]]) -> AsyncIterator[R]:
+    """Makes, enters and leaves a context in threads, since each of these may wait for other machines."""
+    stack = ExitStack()
+    try:
+        # Entered in the thread, so that it is left even if the caller is cancelled meanwhile.
+        yield await in_thread(lambda: stack.enter_context(make()))
+    finally:
+        await in_thread(stack.close)
 
 
 async def _end(work: asyncio.Future[R]) -> R:

@@ -17,6 +17,7 @@ from fedround_server.doctor.data_directory import check_disk, check_folder, is_l
 from fedround_server.doctor.database import Database
 from fedround_server.doctor.finding import Finding
 from fedround_server.doctor.machine import check_clock, check_files, check_port
+from fedround_server.doctor.objects import check_objects
 
 NAMES = ("data_dir", "database")
 
@@ -52,6 +53,8 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield Finding("server process", "ok", "a server runs on it" if is_running else "no server runs on it")
         if has_folder:
             yield from check_disk(settings)
+        if (objects := check_objects(settings)) is not None:
+            yield objects
     except OSError as error:
         yield Finding("server process", "fail", f"the data directory cannot be read: {error}")
     else:

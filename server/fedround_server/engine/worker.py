@@ -77,6 +77,8 @@ def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> 
     from fedround_server.engine.uncertainty.moments import collect
 
     begin = time.time_ns()
+    files.prepare(job.updates)
+    paths = [files.local_path(update) for update in job.updates]
     with ExitStack() as stack:
         staged, path = stack.enter_context(files.stage())
         if isinstance(job.aggregation, SwagMoments):
@@ -88,8 +90,8 @@ def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> 
             blob = made.made if isinstance(made.made, BlobRef) else made.made.delta
             state = {slot: StagedBlob(slots[slot][0], blob) for slot, blob in made.slots.items()}
             result = StagedResult(staged, blob, made.made, state, made.steps, made.report, begin)
-    for update in job.updates:
-        drop_cached_pages(files.local_path(update))
+    for path in paths:
+        drop_cached_pages(path)
     return result
 
 
@@ -104,6 +106,7 @@ def run_replay(files: BlobFiles, job: AggregationJob, recorded: VersionFile | No
     from fedround_server.engine.check import check_numbers
     from fedround_server.engine.format.versions import open_version
 
+    files.prepare(job.updates)
     with ExitStack() as stack:
         paths = {slot: stack.enter_context(files.stage())[1] for slot in ("", *job.aggregation.slots)}
         for path in paths.values():

@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 BACKUP_LOCK = "backup.lock"
@@ -36,6 +36,30 @@ def shared(path: Path) -> Iterator[None]:
     """
     with _opened(path) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def locked_folder(data_dir: Path) -> Iterator[None]:
+    """Locks a data directory for the duration of the block: two servers on one would both recover the same rounds.
+
+    The directory itself is locked, since the file may be deleted; the file is for file systems that cannot lock it.
+
+    Raises:
+        RuntimeError: A server uses it.
+        OSError: It cannot be opened.
+    """
+    with ExitStack() as stack:
+        for path, flags in ((data_dir, os.O_RDONLY | os.O_DIRECTORY), (data_dir / "lock", os.O_CREAT | os.O_RDWR)):
+            descriptor = os.open(path, flags, 0o600)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RuntimeError(f"another server uses the data directory {data_dir}: choose another one") from error
+            except OSError:
+                if path != data_dir:
+                    raise
         yield
 
 

@@ -120,7 +120,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
     async def GetUpload(self, request: round_pb2.GetUploadRequest, context: Call) -> round_pb2.GetUploadResponse:
         """Returns how many bytes of an upload the server has stored."""
         upload_id = fields.parse_id("upload_id", request.upload_id)
-        size = self._coordinator.uploads.committed_size(caller().user_id, upload_id)
+        size = await self._coordinator.uploads.committed_size(caller().user_id, upload_id)
         return round_pb2.GetUploadResponse(committed_size=size)
 
     async def DownloadAssignedModel(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about

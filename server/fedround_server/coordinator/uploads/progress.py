@@ -39,7 +39,7 @@ class UpdateProgress:
             return 0
         if found.arriving is not None:
             return found.arriving.size_bytes
-        return self._blobs.upload_size(found.ref) if isinstance(found.ref, UploadRef) else 0
+        return self._blobs.known_size(found.ref) if isinstance(found.ref, UploadRef) else 0
 
     def forget(self, training_id: str) -> None:
         """Forgets the updates of a training."""

@@ -2,16 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Generic, TypeVar
 
-from fedround_server.blobs import BlobDamaged, BlobWriter, StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs import BlobDamaged, Blobs, BlobWriter, StagedBlob, StagedRef, UploadRef
 from fedround_server.coordinator.adoption import decide
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread
+from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread, opened_in_thread
 from fedround_server.coordinator.uploads.arrival import Arrival
 from fedround_server.coordinator.uploads.attempts import Attempts
 from fedround_server.coordinator.uploads.body import BodyReceiver, Incoming
@@ -19,6 +19,7 @@ from fedround_server.coordinator.uploads.progress import Arriving, UpdateProgres
 from fedround_server.coordinator.uploads.small_files import Arrived, SmallFiles
 from fedround_server.coordinator.uploads.space import Space, SpaceReservation
 from fedround_server.coordinator.uploads.write_buffer import share_of_buffers
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import (
     DigestMismatch,
     InvalidArgument,
@@ -132,9 +133,9 @@ class Uploads:
             self.space.forget(ref)
         return list(removed.values())
 
-    def committed_size(self, user_id: str, upload_id: str) -> int:
+    async def committed_size(self, user_id: str, upload_id: str) -> int:
         """Returns how many bytes of a resumable upload are stored."""
-        return self._blobs.upload_size(UploadRef(user_id, upload_id))
+        return await in_thread(self._blobs.upload_size, UploadRef(user_id, upload_id))
 
     async def abandon(self, user_id: str, upload_id: str | None) -> None:
         """Removes what is stored of an upload that is no longer wanted, unless an attempt is in progress."""
@@ -194,7 +195,7 @@ class Uploads:
                     return await self._receive_file(upload, space)
                 async with Arrival(incoming.chunks, incoming.size_bytes or 0) as arrival:
                     if await self._arrives(upload, arrival, space):
-                        work = self._accept_small(upload, arrival)
+                        work = self._accept_small(upload, arrival, space)
                         # The next attempt begins when this one has ended.
                         return await self._context.tasks.run_to_end(work)
                     slow = replace(upload, incoming=replace(incoming, chunks=arrival.rest()))
@@ -209,17 +210,14 @@ class Uploads:
                 return await arrival.is_whole()
         except asyncio.CancelledError:
             if isinstance(upload.ref, UploadRef):
-                with self._blobs.writer(upload.ref) as writer:
-                    for data, crc32c in arrival.chunks:
-                        writer.write(data, crc32c)
+                await in_thread(_write, self._blobs, upload.ref, arrival.chunks)
             raise
 
-    async def _accept_small(self, upload: "_Upload[R]", arrival: Arrival) -> R:
+    async def _accept_small(self, upload: "_Upload[R]", arrival: Arrival, space: SpaceReservation) -> R:
         """Checks and stores a file that is in memory, and has it accepted."""
         body, chunks = self._body(upload), arrival.chunks
-        if isinstance(upload.ref, UploadRef):
-            # What an earlier attempt may have left.
-            self._blobs.remove_upload(upload.ref)
+        if isinstance(upload.ref, UploadRef) and space.is_continued:
+            await in_thread(self._blobs.remove_upload, upload.ref)
         size = 0
         for chunk in chunks:
             size += len(chunk.data)
@@ -232,7 +230,7 @@ class Uploads:
         """Writes a file to disk while it arrives, checks it, and has it accepted."""
         incoming = upload.incoming
         body = self._body(upload)
-        with self._blobs.writer(upload.ref, incoming.offset) as writer:
+        async with opened_in_thread(lambda: self._blobs.writer(upload.ref, incoming.offset)) as writer:
             reached("upload.opened")
             space.write_with(writer)
             # A size that is not declared is known with the header.
@@ -319,6 +317,13 @@ def _not_finite(tensor: str, incoming: Incoming, model: VersionFile | None) -> U
     return UpdateNotFinite(
         f"{where}{'' if model is None else ' where the model has none'}: nothing of the file was taken"
     )
+
+
+def _write(blobs: Blobs, ref: UploadRef, chunks: Iterable[Chunk]) -> None:
+    """Leaves chunks to the next attempt at an upload."""
+    with blobs.writer(ref) as writer:
+        for data, crc32c in chunks:
+            writer.write(data, crc32c)
 
 
 def _sync(writer: BlobWriter) -> None:

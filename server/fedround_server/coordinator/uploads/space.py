@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from fedround_server.blobs import Blobs, BlobWriter, StagedRef, UploadRef
@@ -26,6 +26,8 @@ class SpaceReservation:
         self.ref = ref
         self.is_update = is_update
         self.size = 0
+        self.is_continued = ref in space.unfinished_of(user_id)
+        """Whether an earlier attempt may have left something."""
         self._writer: BlobWriter | None = None
         self._written_before = written
 
@@ -88,6 +90,10 @@ class Space:
         for ref in list(self._unfinished.get(user_id, ())):
             self._count(user_id, ref, 0)
 
+    def unfinished_of(self, user_id: str) -> Collection[UploadRef | StagedRef]:
+        """Returns the unfinished uploads of a user."""
+        return self._unfinished.get(user_id, ())
+
     @contextmanager
     def reserve(
         self, user_id: str, ref: UploadRef | StagedRef, offset: int, *, is_update: bool
@@ -102,7 +108,7 @@ class Space:
         finally:
             self._resize(reservation, 0)
             self._writing.discard(reservation)
-            self._count(user_id, ref, self._blobs.upload_size(ref) if isinstance(ref, UploadRef) else 0)
+            self._count(user_id, ref, self._blobs.known_size(ref) if isinstance(ref, UploadRef) else 0)
 
     def extend(self, reservation: SpaceReservation, size: int) -> None:
         """Extends a reservation to a size if there is room; see `SpaceReservation.cover`."""

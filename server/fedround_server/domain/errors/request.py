@@ -77,6 +77,14 @@ class StoreUnavailable(Unavailable):
     remedy = "try again; the SDK does"
 
 
+class ObjectsUnavailable(Unavailable):
+    """The object store with the server's files does not answer, or does not allow what the server asks for."""
+
+    reason = "OBJECTS_UNAVAILABLE"
+    remedy = "try again; the SDK does, and aggregations do"
+    retry_seconds = 5.0
+
+
 class WorkerKilled(Unavailable):
     """The worker process was killed three times in a row, most likely because the machine is out of memory."""
 

