@@ -10,15 +10,19 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
+from fedround_server.blobs import BlobFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.change_log import ChangeLog
 from fedround_server.coordinator.server_status import installed_version
 from fedround_server.counters import Counters
+from fedround_server.engine.cluster.cluster import Cluster
+from fedround_server.engine.cluster.engine import RayEngine
 from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import PredictionFault
 from fedround_server.engine.process import allow_many_files
@@ -62,21 +66,14 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
     with ExitStack() as stack:
         stack.enter_context(_exclusive(settings.data_dir))
         _restrict(settings.data_dir)
-        blobs = LocalBlobs(settings.data_dir)
+        # Absolute: processes of a cluster have other working directories.
+        blobs = LocalBlobs(settings.data_dir.absolute())
         blobs.check_writable()
         stack.callback(blobs.close)
         counters = Counters()
         # Before any gRPC object exists.
-        engine = stack.enter_context(
-            WorkerEngine(
-                blobs.files,
-                settings.predict_seconds,
-                settings.predict_bytes,
-                settings.aggregation_threads,
-                no_sync=settings.no_sync,
-                counters=counters,
-            )
-        )
+        cluster = stack.enter_context(_cluster(settings, counters))
+        engine = stack.enter_context(_engine(settings, blobs.files, counters, cluster))
         await _check_architectures(engine, settings)
         traces = stack.enter_context(_traces(enabled=settings.traces))
         database = settings.database or settings.data_dir / "fedround.db"
@@ -119,6 +116,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             tasks.create_task(allocator.give_back(server.take_load), name="give memory back")
             address = server.bind()
             tasks.create_task(server.watch_connections(), name="watch connections")
+            if cluster is not None:
+                tasks.create_task(cluster.watch(), name="watch Ray")
             async with metrics_port(settings.metrics_address, coordinator.status.read):
                 reached("start.bound")
                 await server.start()
@@ -153,6 +152,37 @@ def _traces(*, enabled: bool) -> Iterator[Traces]:
         raise RuntimeError(f"traces: an OTEL_* environment variable cannot be used: {error}") from error
     with closing(traces):
         yield traces
+
+
+@contextmanager
+def _cluster(settings: Settings, counters: Counters) -> Iterator[Cluster | None]:
+    """Opens the cluster for the duration of the block, if the settings have one.
+
+    Raises:
+        RuntimeError: Ray is not installed.
+    """
+    if settings.engine != "ray":
+        yield None
+        return
+    with Cluster(
+        settings.ray_address,
+        settings.data_dir,
+        settings.aggregation_threads,
+        no_sync=settings.no_sync,
+        queue=counters.queues["ray"],
+    ) as cluster:
+        yield cluster
+
+
+def _engine(settings: Settings, files: BlobFiles, counters: Counters, cluster: Cluster | None) -> WorkerEngine:
+    options: dict[str, Any] = {
+        "predict_seconds": settings.predict_seconds,
+        "predict_bytes": settings.predict_bytes,
+        "aggregation_threads": settings.aggregation_threads,
+        "no_sync": settings.no_sync,
+        "counters": counters,
+    }
+    return WorkerEngine(files, **options) if cluster is None else RayEngine(cluster, files, **options)
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:

@@ -151,6 +151,13 @@ class Settings(BaseSettings):
         le=64,
         description="Threads that compute an aggregation; by default half as many as there are cores.",
     )
+    engine: str = Field(
+        "local", pattern="^(local|ray)$", description="Where large aggregations are computed: here, or on Ray."
+    )
+    ray_address: str = Field(
+        "",
+        description="Cluster of Ray: HOST:PORT, ray://HOST:PORT or auto; empty for a Ray of the server's own.",
+    )
 
     architecture: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="NAME=package.module:factory, for Predict; repeat it for more."
@@ -228,6 +235,10 @@ class Settings(BaseSettings):
             raise ValueError("token_lifetime_seconds must not be more than max_token_lifetime_seconds")
         if wrong := [text for text in self.architecture if not ARCHITECTURE.fullmatch(text)]:
             raise ValueError(f"architecture: {wrong[0]!r} is not NAME=package.module:factory")
+        if self.ray_address and self.engine != "ray":
+            raise ValueError("ray_address goes with engine ray: set that, too")
+        if self.ray_address not in ("", "auto"):
+            _parse_address("ray_address", self.ray_address.removeprefix("ray://"))
         if self.database and urlsplit(self.database).scheme not in ("postgresql", "postgres"):
             raise ValueError("database: must be a postgresql:// URL, or empty for SQLite")
         return self
