@@ -40,7 +40,7 @@ LAYERS = {
     "blobs": layer("domain failpoints host", "google_crc32c obstore"),
     "aggregators": layer("domain", "torch numpy"),
     "store": layer("domain failpoints batch counters aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
-    "engine": layer("domain host counters blobs aggregators", "cachetools torch safetensors numpy dp_accounting"),
+    "engine": layer("domain host counters blobs aggregators", "cachetools torch safetensors numpy dp_accounting ray"),
     "coordinator": layer("domain wakeups failpoints batch host counters traces blobs store engine", "structlog"),
     "methods": layer("domain"),
     "interceptors": layer(

@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
+from fedround_server.blobs import BlobFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, check_bucket, check_place, write_place
 from fedround_server.config import Settings
@@ -20,6 +22,8 @@ from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.change_log import ChangeLog
 from fedround_server.coordinator.server_status import installed_version
 from fedround_server.counters import Counters
+from fedround_server.engine.cluster.cluster import Cluster
+from fedround_server.engine.cluster.engine import RayEngine
 from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import PredictionFault
 from fedround_server.engine.process import allow_many_files
@@ -69,16 +73,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         stack.callback(blobs.close)
         counters = Counters()
         # Before any gRPC object exists.
-        engine = stack.enter_context(
-            WorkerEngine(
-                blobs.files,
-                settings.predict_seconds,
-                settings.predict_bytes,
-                settings.aggregation_threads,
-                no_sync=settings.no_sync,
-                counters=counters,
-            )
-        )
+        cluster = stack.enter_context(_cluster(settings, counters))
+        engine = stack.enter_context(_engine(settings, blobs.files, counters, cluster))
         await _check_architectures(engine, settings)
         traces = stack.enter_context(_traces(enabled=settings.traces))
         database = settings.database or settings.data_dir / "fedround.db"
@@ -130,6 +126,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             tasks.create_task(allocator.give_back(server.take_load), name="give memory back")
             address = server.bind()
             tasks.create_task(server.watch_connections(), name="watch connections")
+            if cluster is not None:
+                tasks.create_task(cluster.watch(), name="watch Ray")
             async with metrics_port(settings.metrics_address, coordinator.status.read):
                 reached("start.bound")
                 await server.start()
@@ -150,8 +148,10 @@ def _open_blobs(settings: Settings) -> LocalBlobs | ObjectBlobs:
         OSError: A folder of the data directory cannot be used.
     """
     check_place(settings.data_dir, settings.objects)
+    # Processes of a cluster have other working directories.
+    folder = settings.data_dir.absolute()
     if not settings.objects:
-        local = LocalBlobs(settings.data_dir)
+        local = LocalBlobs(folder)
         local.check_writable()
         return local
     bucket = BucketUrl(settings.objects)
@@ -159,7 +159,7 @@ def _open_blobs(settings: Settings) -> LocalBlobs | ObjectBlobs:
         check_bucket(bucket())
     except BucketUnusable as error:
         raise RuntimeError(f"objects: {settings.objects}: {error}; docs/objects.md says what is needed") from error
-    return ObjectBlobs(settings.data_dir, bucket, settings.objects_cache_bytes)
+    return ObjectBlobs(folder, bucket, settings.objects_cache_bytes)
 
 
 @contextmanager
@@ -184,6 +184,37 @@ def _traces(*, enabled: bool) -> Iterator[Traces]:
         raise RuntimeError(f"traces: an OTEL_* environment variable cannot be used: {error}") from error
     with closing(traces):
         yield traces
+
+
+@contextmanager
+def _cluster(settings: Settings, counters: Counters) -> Iterator[Cluster | None]:
+    """Opens the cluster for the duration of the block, if the settings have one.
+
+    Raises:
+        RuntimeError: Ray is not installed.
+    """
+    if settings.engine != "ray":
+        yield None
+        return
+    with Cluster(
+        settings.ray_address,
+        settings.data_dir,
+        settings.aggregation_threads,
+        no_sync=settings.no_sync,
+        queue=counters.queues["ray"],
+    ) as cluster:
+        yield cluster
+
+
+def _engine(settings: Settings, files: BlobFiles, counters: Counters, cluster: Cluster | None) -> WorkerEngine:
+    options: dict[str, Any] = {
+        "predict_seconds": settings.predict_seconds,
+        "predict_bytes": settings.predict_bytes,
+        "aggregation_threads": settings.aggregation_threads,
+        "no_sync": settings.no_sync,
+        "counters": counters,
+    }
+    return WorkerEngine(files, **options) if cluster is None else RayEngine(cluster, files, **options)
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:

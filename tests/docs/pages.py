@@ -222,5 +222,6 @@ NOT_RUN = {
     "docs/first-day.md": "typed by scripts/transcripts.py",
     "docs/install.md": "tests/packaging installs the wheel",
     "docs/performance.md": "runs the benchmarks",
+    "docs/ray.md": "tests/chaos/test_ray.py starts servers with these options",
     "docs/reliability.md": "runs the tests",
 }

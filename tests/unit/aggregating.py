@@ -1,7 +1,7 @@
 """Runs aggregations on tensors in memory: files named by their digests, and the state from one round to the next."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -22,6 +22,7 @@ from fedround_server.domain.model import BlobRef, Dtype, TensorSpec
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.transport import FULL_TRANSPORT, Transport
 from fedround_server.engine.aggregation import aggregate
+from fedround_server.engine.computation import Spread
 from fedround_server.engine.format.dtypes import TORCH_DTYPES
 from fedround_server.engine.jobs import AggregationJob, UpdateOrigin
 from unit.paths import Paths, at
@@ -59,6 +60,7 @@ class Rounds:
     population: int = 0
     expected: float = 0.0
     origins: tuple[UpdateOrigin, ...] = ()
+    spread: Callable[[Paths, AggregationJob], Spread] | None = None
 
     def write(self, tensors: Tensors) -> BlobRef:
         data = safetensors.torch.save(dict(tensors))
@@ -91,7 +93,9 @@ class Rounds:
         read = {Path(ref.sha256) for ref in (stored, *refs, *self.state.slots.values())}
         before = {path: path.read_bytes() for path in read}
         try:
-            made = aggregate(Paths(self.folder), job, target, slots, self.threads)
+            files = Paths(self.folder)
+            spread = None if self.spread is None else self.spread(files, job)
+            made = aggregate(files, job, target, slots, self.threads, spread)
         finally:
             assert {path: path.read_bytes() for path in read} == before
         self.facts = made.report

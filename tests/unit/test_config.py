@@ -71,6 +71,9 @@ def test_metrics_are_served_on_loopback_or_with_consent(folder: Path) -> None:
         (["--max-uploads", "many"], "max_uploads"),
         (["--keepalive-seconds", "0"], "keepalive_seconds"),
         (["--keepalive-timeout-seconds", "1e9"], "keepalive_timeout_seconds"),
+        (["--engine", "dask"], "engine (--engine): "),
+        (["--ray-address", "head:6379"], "ray_address goes with engine ray"),
+        (["--engine", "ray", "--ray-address", "head"], "ray_address: 'head' is not HOST:PORT"),
     ],
 )
 def test_invalid_settings_are_reported(

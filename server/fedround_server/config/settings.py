@@ -178,6 +178,13 @@ class Settings(BaseSettings):
         le=64,
         description="Threads that compute an aggregation; by default half as many as there are cores.",
     )
+    engine: str = Field(
+        "local", pattern="^(local|ray)$", description="Where large aggregations are computed: here, or on Ray."
+    )
+    ray_address: str = Field(
+        "",
+        description="Cluster of Ray: HOST:PORT, ray://HOST:PORT or auto; empty for a Ray of the server's own.",
+    )
 
     architecture: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="NAME=package.module:factory, for Predict; repeat it for more."
@@ -260,6 +267,10 @@ class Settings(BaseSettings):
                 "objects: must be s3://BUCKET or s3://BUCKET/PREFIX, or empty for the data directory; endpoint and"
                 " credentials are set by AWS_* variables"
             )
+        if self.ray_address and self.engine != "ray":
+            raise ValueError("ray_address goes with engine ray: set that, too")
+        if self.ray_address not in ("", "auto"):
+            _parse_address("ray_address", self.ray_address.removeprefix("ray://"))
         if self.database and urlsplit(self.database).scheme not in ("postgresql", "postgres"):
             raise ValueError("database: must be a postgresql:// URL, or empty for SQLite")
         return self

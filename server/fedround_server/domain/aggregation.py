@@ -190,8 +190,13 @@ class Aggregation:
     @property
     def slots(self) -> tuple[str, ...]:
         """The names of the files of its state."""
+        return (*self.large_slots, *self.small_slots)
+
+    @property
+    def large_slots(self) -> tuple[str, ...]:
+        """The names of those with numbers for each element."""
         kept = () if self.kept_slot is None else (self.kept_slot,)
-        return (*kept, *self.rule_slots.values(), *self.optimizer_slots.values(), *self.small_slots)
+        return (*kept, *self.rule_slots.values(), *self.optimizer_slots.values())
 
     @property
     def small_slots(self) -> tuple[str, ...]:

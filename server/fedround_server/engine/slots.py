@@ -1,8 +1,8 @@
 """The state of aggregations: files with numbers for each element, read and written along with the model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.engine.format.manifest import make_header
 from fedround_server.engine.format.runs import Run
 from fedround_server.engine.format.tensors import TensorFile, open_blob
-from fedround_server.engine.format.writer import TensorWriter
+from fedround_server.engine.format.writer import Bytes, TensorWriter
 
 
 def as_kept(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -27,19 +27,18 @@ def as_kept(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Slots:
-    """The files of a state, opened, and those of the next one, which are written in order.
+    """The files of a state, opened.
 
     Attributes:
         found: The opened files of the state before, by slot; a slot that has none begins anew.
         steps: How many aggregations have made each slot of the state before; 0 for one that begins anew.
+        header: Everything before the data of a file of the next state.
     """
 
-    def __init__(
-        self, found: Mapping[str, TensorFile], steps: Mapping[str, int], writers: Mapping[str, TensorWriter]
-    ) -> None:
+    def __init__(self, found: Mapping[str, TensorFile], steps: Mapping[str, int], header: bytes) -> None:
         self.found = found
         self.steps = steps
-        self._writers = writers
+        self.header = header
 
     def read(self, slot: str, run: Run, start: int, length: int) -> Tensor | None:
         """Returns a copy of elements of a slot: shape (length,), float64; None if it begins anew."""
@@ -47,13 +46,28 @@ class Slots:
         # A copy, as optimizers overwrite it, and the file is mapped to be read.
         return None if file is None else file.block(run.first, start, length).to(torch.float64, copy=True)
 
-    def write(self, slot: str, values: Tensor) -> None:
-        """Appends elements of a slot, which must not change any more.
+
+class SlotWriter(AbstractContextManager["SlotWriter", None]):
+    """Writes the files of the next state, in order."""
+
+    def __init__(self, slots: Slots, targets: Mapping[str, Path]) -> None:
+        """Begins the files, which must not exist.
 
         Args:
-            slot: The slot.
-            values: Shape (elements,), in the type of the slot.
+            slots: The state before.
+            targets: The paths by slot.
         """
+        with ExitStack() as stack:
+            self._writers = {
+                slot: stack.enter_context(TensorWriter(path, slots.header)) for slot, path in targets.items()
+            }
+            self._open = stack.pop_all()
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def write(self, slot: str, values: Bytes) -> None:
+        """Appends elements of a slot, in its type; they must not change any more."""
         self._writers[slot].write(values)
 
     def finish(self) -> dict[str, BlobRef]:
@@ -67,14 +81,14 @@ class Slots:
 
 @contextmanager
 def open_slots(
-    files: BlobFiles, state: AggregationState, targets: Mapping[str, Path], tensors: Manifest, ahead: Executor
+    files: BlobFiles, state: AggregationState, slots: Collection[str], tensors: Manifest, ahead: Executor
 ) -> Iterator[Slots]:
-    """Opens a state, and begins the next one.
+    """Opens a state.
 
     Args:
         files: Where the stored files are.
         state: The state. If a file of a stage is missing or has other tensors, all slots of the stage begin anew.
-        targets: The paths of the new files by slot.
+        slots: The slots of the next state.
         tensors: The tensors that have a state, in the order in which they will be written.
         ahead: Verifies what is likely to be read next.
 
@@ -82,20 +96,18 @@ def open_slots(
         BlobDamaged: A file is not what was stored.
     """
     kept = state_tensors(tensors)
-    header = make_header(kept)
     with ExitStack() as stack:
         opened = {
             slot: stack.enter_context(open_blob(files, blob, ahead=ahead))
             for slot, blob in state.slots.items()
-            if slot in targets
+            if slot in slots
         }
         # In the same order, too: their tensors are adjacent where those of the model are.
         fitting = {slot for slot, file in opened.items() if list(file.layout.manifest.items()) == list(kept.items())}
-        anew = {_stage(slot) for slot in targets.keys() - fitting}
+        anew = {_stage(slot) for slot in set(slots) - fitting}
         found = {slot: file for slot, file in opened.items() if _stage(slot) not in anew}
-        steps = {slot: state.steps[slot] if slot in found else 0 for slot in targets}
-        writers = {slot: stack.enter_context(TensorWriter(path, header)) for slot, path in targets.items()}
-        yield Slots(found, steps, writers)
+        steps = {slot: state.steps[slot] if slot in found else 0 for slot in slots}
+        yield Slots(found, steps, make_header(kept))
 
 
 def _stage(slot: str) -> str:

@@ -1,11 +1,11 @@
 """The model and the updates of a round, opened and divided into blocks."""
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 
 from torch import Tensor
 
@@ -43,10 +43,26 @@ class Treatment(enum.Enum):
     """It stays as it is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Adjacent numbers of an aggregation, few enough to be processed at a time. The same in every process.
+
+    Attributes:
+        run: The index of their run in `Source.runs`.
+        start: Index of the first one in the run.
+        length: How many.
+    """
+
+    run: int
+    start: int
+    length: int
+
+
 class Source:
     """The opened files of an aggregation.
 
     Attributes:
+        counted: The indices of the updates that take part.
         model: The model that the round started from.
         adapters: What the rule does with adapters.
         result: What is written.
@@ -55,8 +71,15 @@ class Source:
     """
 
     def __init__(
-        self, model: Tensors, result: Result, updates: Sequence[OpenedUpdate], slots: Slots, job: AggregationJob
+        self,
+        model: Tensors,
+        result: Result,
+        counted: Sequence[int],
+        updates: Sequence[OpenedUpdate],
+        slots: Slots,
+        job: AggregationJob,
     ) -> None:
+        self.counted = counted
         self.model = model
         self.adapters = _adapters(job, model)
         self.result = result
@@ -102,47 +125,48 @@ class Source:
             (numbers,) = Block(self.model, [update], whole, 0, stored.num_numbers, block_size).updates()
         return widen(numbers).double().reshape(spec.shape[0], -1)
 
-    def blocks(self, run: Run) -> Iterator[Block]:
-        """Divides a run into blocks."""
+    def spans(self, index: int) -> Iterator[Span]:
+        """Divides the run of an index."""
         size = max(SMALLEST_BLOCK, BLOCK * FEW // max(FEW, len(self._updates)))
-        for start in range(0, run.num_numbers, size):
-            length = min(size, run.num_numbers - start)
-            scaled = self._block_sizes.get(run.first, 0)
-            yield Block(
-                self.model,
-                self._updates,
-                run,
-                start,
-                length,
-                scaled,
-                self._places[run.first] + start,
-                is_trained=self.is_trained(run),
-                keep_non_finite=self._keep_non_finite,
-            )
+        total = self.runs[index].num_numbers
+        for start in range(0, total, size):
+            yield Span(index, start, min(size, total - start))
 
-    def trained_blocks(self) -> Iterator[Block]:
-        """Yields the blocks to which the stages of the aggregation apply."""
-        for run in self.runs:
+    def trained_spans(self) -> Iterator[Span]:
+        """Yields the spans to which the stages of the aggregation apply."""
+        for index, run in enumerate(self.runs):
             if self.is_trained(run):
-                yield from self.blocks(run)
+                yield from self.spans(index)
+
+    def block(self, span: Span) -> Block:
+        """Reads the numbers of the model in a span. Several threads may do so."""
+        run = self.runs[span.run]
+        return Block(
+            self.model,
+            self._updates,
+            run,
+            span.start,
+            span.length,
+            self._block_sizes.get(run.first, 0),
+            self._places[run.first] + span.start,
+            is_trained=self.is_trained(run),
+            keep_non_finite=self._keep_non_finite,
+        )
 
 
 @contextmanager
-def open_source(
-    files: BlobFiles, job: AggregationJob, counted: Sequence[int], targets: Mapping[str, Path], ahead: Executor
-) -> Iterator[Source]:
+def open_source(files: BlobFiles, job: AggregationJob, ahead: Executor) -> Iterator[Source]:
     """Opens the files of an aggregation.
 
     Args:
         files: Where the stored files are.
         job: The aggregation.
-        counted: The indices of the updates that take part.
-        targets: The paths of the files of the new state, by slot.
         ahead: Verifies what is likely to be read next.
 
     Raises:
         BlobDamaged: A file is not what was stored.
     """
+    counted = _canonical_order(job)
     with ExitStack() as stack:
         model = stack.enter_context(open_version(files, job.model, ahead))
         result = plan(files, job, model)
@@ -169,8 +193,22 @@ def open_source(
         treatment = _treatments(job, adapters)
         trained = [name for name in in_order(result.layout) if treatment(name) is Treatment.TRAINED]
         tensors = {name: manifest[name] for name in trained if manifest[name].dtype.is_floating}
-        slots = stack.enter_context(open_slots(files, job.state, targets, tensors, ahead))
-        yield Source(model, result, updates, slots, job)
+        large = job.aggregation.large_slots if isinstance(job.aggregation, Aggregation) else ()
+        slots = stack.enter_context(open_slots(files, job.state, large, tensors, ahead))
+        yield Source(model, result, counted, updates, slots, job)
+
+
+def _canonical_order(job: AggregationJob) -> list[int]:
+    """Returns the indices of the updates that count, in an order in which rounding errors depend on them alone."""
+
+    origins = [("" if origin.base is None else origin.base.sha256, origin.factor) for origin in job.origins]
+
+    def key(index: int) -> tuple[object, ...]:
+        # Of equal files, the reports and then the ids decide.
+        others = (values[index] for values in (job.steps, job.losses, origins, job.user_ids) if values)
+        return job.updates[index].sha256, job.weights[index], *others
+
+    return sorted((index for index, weight in enumerate(job.weights) if weight), key=key)
 
 
 def _adapters(job: AggregationJob, model: Tensors) -> Adapters:

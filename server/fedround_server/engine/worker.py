@@ -1,9 +1,12 @@
 """What runs in the engine's processes: the only functions that load torch, and dp-accounting."""
 
+from __future__ import annotations
+
 import resource
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedround_server.blobs import BlobFiles, StagedBlob
 from fedround_server.domain.model import BlobRef, VersionFile
@@ -13,6 +16,9 @@ from fedround_server.domain.swag_moments import SwagMoments
 from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, Replay, StagedResult
 from fedround_server.host.page_cache import drop_cached_pages
 from fedround_server.host.sync import skip_syncs
+
+if TYPE_CHECKING:
+    from fedround_server.engine.computation import Spread
 
 
 def load_torch() -> None:
@@ -66,8 +72,10 @@ def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:
         return check_numbers(files.local_path(job.file), origin, job.prefix, model, job.block_sizes, job.beside)
 
 
-def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> StagedResult:
-    """Aggregates the updates of a round into a staged file; this many threads compute.
+def run_aggregation(
+    files: BlobFiles, job: AggregationJob, threads: int = 1, spread: Spread | None = None
+) -> StagedResult:
+    """Aggregates the updates of a round into a staged file; `aggregate` describes the arguments.
 
     Raises:
         AggregationFailed: The result has values that the model's dtype cannot hold.
@@ -86,7 +94,8 @@ def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> 
             result = StagedResult(staged, posterior, posterior, begin_time=begin)
         else:
             slots = {slot: stack.enter_context(files.stage()) for slot in job.aggregation.slots}
-            made = aggregate(files, job, path, {slot: slot_path for slot, (_, slot_path) in slots.items()}, threads)
+            targets = {slot: slot_path for slot, (_, slot_path) in slots.items()}
+            made = aggregate(files, job, path, targets, threads, spread)
             blob = made.made if isinstance(made.made, BlobRef) else made.made.delta
             state = {slot: StagedBlob(slots[slot][0], blob) for slot, blob in made.slots.items()}
             result = StagedResult(staged, blob, made.made, state, made.steps, made.report, begin)
@@ -95,7 +104,13 @@ def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> 
     return result
 
 
-def run_replay(files: BlobFiles, job: AggregationJob, recorded: VersionFile | None) -> Replay:
+def run_replay(
+    files: BlobFiles,
+    job: AggregationJob,
+    recorded: VersionFile | None,
+    threads: int = 1,
+    spread: Spread | None = None,
+) -> Replay:
     """Aggregates the updates of a round once more, and removes the files that it has made.
 
     Raises:
@@ -112,7 +127,7 @@ def run_replay(files: BlobFiles, job: AggregationJob, recorded: VersionFile | No
         for path in paths.values():
             stack.callback(path.unlink, missing_ok=True)
         target = paths.pop("")
-        made = aggregate(files, job, target, paths).made
+        made = aggregate(files, job, target, paths, threads, spread).made
         if recorded is None:
             return Replay(made.sha256, None)
         origin = stack.enter_context(open_version(files, recorded))

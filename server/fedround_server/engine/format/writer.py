@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,16 @@ BATCH = 128 * 1024
 """Bytes that are worth passing to the thread: a model may have 20,000 small tensors."""
 AHEAD = 8
 """Batches that may wait to be written."""
+
+
+Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+"""The bytes of numbers, flat."""
+
+
+def bytes_of(block: Tensor) -> Bytes:
+    """Returns the bytes of a flat block, which must not change any more."""
+    data: Bytes = block.contiguous().view(torch.uint8).numpy()
+    return data
 
 
 class Hash(Protocol):
@@ -69,13 +80,13 @@ class TensorWriter:
         self._thread.shutdown(cancel_futures=True)
         self._file.close()
 
-    def write(self, block: Tensor) -> None:
+    def write(self, block: Tensor | Bytes) -> None:
         """Appends a flat block, which must not change any more.
 
         Raises:
             OSError: An earlier one could not be written.
         """
-        data = block.contiguous().view(torch.uint8).numpy().data
+        data = (bytes_of(block) if isinstance(block, Tensor) else block).data
         self._waiting.append(data)
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= BATCH:
