@@ -142,6 +142,7 @@ class CoordinatorInstance:
                 task.cancel()
             await asyncio.wait(others)
             others = asyncio.all_tasks() - {asyncio.current_task()}
+        self._blobs.close()
         self._store.__exit__(None, None, None)
 
     async def perform(self, call: Callable[[Coordinator], Awaitable[Any]], fault: Fault | None) -> Any:

@@ -29,15 +29,20 @@ from fedround_server.wakeups import Hub
 
 
 class ManualClock:
-    """A clock that the test advances."""
+    """A clock that the test advances, and sets; sleepers are not affected by what it is set to."""
 
     def __init__(self) -> None:
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
+        self._set = timedelta(0)
         self._sleepers: list[tuple[timedelta, datetime, asyncio.Event]] = []
         self._slept = asyncio.Event()
 
     def now(self) -> datetime:
-        return self._now
+        return self._now + self._set
+
+    def jump(self, duration: timedelta) -> None:
+        """Sets the wall clock forward or back."""
+        self._set += duration
 
     async def sleep(self, duration: timedelta) -> None:
         sleeper = (duration, self._now + duration, asyncio.Event())

@@ -262,6 +262,21 @@ async def test_each_try_has_a_timer_of_its_own(store: Store, tmp_path: Path) -> 
     assert "3 times" in after.failure.message
 
 
+async def test_the_next_deadline_counts_from_a_clock_that_was_set_back(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        _, _, training = await coordination.running(2, round_policy=policy())
+        current = await store.rounds.current(training.training_id)
+        assert current is not None
+        assert current.deadline is not None
+        await coordination.clock.asleep(current.deadline)
+        coordination.clock.jump(-90 * MINUTE)
+        coordination.clock.advance(MINUTE)
+        await attempts(coordination, training.training_id, 2)
+        repeated = await store.rounds.current(training.training_id)
+        assert repeated is not None
+        assert repeated.deadline == coordination.clock.now() + MINUTE
+
+
 async def test_a_look_beside_a_timer_that_fires_leaves_one_timer(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path) as coordination:
         _, _, training = await coordination.running(1, round_policy=policy())

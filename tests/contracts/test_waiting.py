@@ -136,6 +136,18 @@ async def test_a_timer_closes_a_round_that_has_waited_also_after_a_restart(store
     assert (ended.state, ended.model_version) == (TrainingState.COMPLETED, 2)
 
 
+async def test_a_wait_ends_although_the_clock_was_set_back(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        actor, users, training = await coordination.running(3, round_policy=WAITING, target_num_updates=1)
+        for user in users[:2]:
+            await coordination.submit(training.training_id, 0, user)
+        await coordination.clock.asleep(MINUTE)
+        coordination.clock.jump(-90 * MINUTE)
+        coordination.clock.advance(MINUTE)
+        ended = await coordination.until(actor, training.training_id, lambda found: found.state.is_ended)
+    assert ended.state is TrainingState.COMPLETED
+
+
 async def tick(coordination: Coordination) -> None:
     """Lets the server look for rounds that it can open."""
     await coordination.clock.asleep(INTERVAL)

@@ -117,16 +117,18 @@ class Rounds:
     async def _expire(self, current: Round | UnfinishedRound, time: datetime) -> None:
         """Judges a round for which a time has come, by a clock that is never set."""
         due = current.deadline is not None and time >= current.deadline
-        await self._judge(current.training_id, current.number, current.attempt, due=due, at_least=time)
+        await self._judge(current.training_id, current.number, current.attempt, due=due, waited_until=time)
 
     async def _judge(
-        self, training_id: str, number: int, attempt: int, *, due: bool, at_least: datetime | None = None
+        self, training_id: str, number: int, attempt: int, *, due: bool, waited_until: datetime | None = None
     ) -> None:
         if due:
             log_rounds.info("deadline_passed", training_id=training_id, round=number, attempt=attempt)
-        now = self._context.clock.now() if at_least is None else max(self._context.clock.now(), at_least)
+        now = self._context.clock.now()
         connected = self._context.presence.listeners(now)
-        if await self._store.judge(training_id, number, due=due, now=now, attempt=attempt, connected=connected):
+        if await self._store.judge(
+            training_id, number, due=due, now=now, attempt=attempt, waited_until=waited_until, connected=connected
+        ):
             self.aggregations.start(training_id)
         self._context.hub.notify(training_id)
 

@@ -40,6 +40,7 @@ def evaluate(
     now: datetime,
     *,
     due: bool = False,
+    waited_until: datetime | None = None,
     connected: Collection[str] | None = None,
 ) -> bool:
     """Applies the close policy to the current round, if it is open; returns whether this call closed it.
@@ -56,6 +57,7 @@ def evaluate(
         row: Its current round.
         now: The present time.
         due: Whether the deadline has passed.
+        waited_until: A time that has come by a monotonic clock, although the wall clock may have been set back since.
         connected: Who is connected, for members that join a round that is repeated; None if that is not known.
     """
     if row is None or row.state != RoundState.OPEN.value or not state_of(training).is_running:
@@ -71,7 +73,7 @@ def evaluate(
         go_on(training, get_round(row.training_id, row.number), now)
         return False
     left = row.members - row.failed - row.arrived
-    verdict = _judge(row, policy, now, due=due)
+    verdict = _judge(row, policy, now if waited_until is None else max(now, waited_until), due=due)
     lacking = lack(training, row) if verdict is Verdict.CLOSE else None
     if lacking is not None:
         if (left and not due) or row.attempt < policy.max_attempts:

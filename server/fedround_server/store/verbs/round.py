@@ -70,11 +70,13 @@ class RoundVerbs(Verbs):
         due: bool,
         now: datetime,
         attempt: int | None = None,
+        waited_until: datetime | None = None,
         connected: Collection[str] | None = None,
     ) -> bool:
         """Evaluates the close policy of the current round, if it is open; returns whether this closed the round.
 
         If the cause belongs to a round or to an attempt at it, such as its deadline (`due`), no other one is touched.
+        A wait is over if it ends at `waited_until` or before, also if the wall clock (`now`) was set back since.
         `connected` users may join a round that is repeated; None if it is not known who is connected.
         """
         training = lock_training(training_id)
@@ -83,7 +85,7 @@ class RoundVerbs(Verbs):
         row = find_round(training_id, training.round)
         if attempt is not None and (row is None or row.attempt != attempt):
             return False
-        return evaluate(training, row, now, due=due, connected=connected)
+        return evaluate(training, row, now, due=due, waited_until=waited_until, connected=connected)
 
     @verb
     def pending(self, training_id: str, number: int) -> PendingRound | None:
