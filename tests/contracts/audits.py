@@ -19,6 +19,11 @@ async def chained(store: Store) -> list[AuditEntry]:
     return sorted(entries, key=lambda entry: entry.time_us)
 
 
+async def chain_of(store: Store, training_id: str) -> list[AuditEntry]:
+    """All entries of the chain of a training."""
+    return [_entry(entry) for entry in await store.audit.read(training_id, 0, 1 << 62, 1_000_000)]
+
+
 async def read_log(store: Store) -> list[AuditEntry | AuditHead]:
     """The entries of all chains, each with its head, as the client has them."""
     head = await store.audit.head()

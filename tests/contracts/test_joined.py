@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregations import FED_AVG
-from contracts.audits import chained, check
+from contracts.audits import chain_of, check
 from contracts.test_growth import Meter
 from contracts.world import World, new_id, update
 from fedround_server.aggregators.buffering import FedBuff
@@ -202,8 +202,7 @@ async def traces_of(store: Store, training: Training, names: dict[str, str]) -> 
 
     entries = [
         [entry.user_id, entry.action, entry.subject, json.loads(entry.facts)]
-        for entry in await chained(store)
-        if entry.training_id == training.training_id
+        for entry in await chain_of(store, training.training_id)
     ]
     found = await store._database.run(read)
     return plain([found, entries], names)
@@ -219,7 +218,7 @@ def in_groups(submitted: Sequence[Submit]) -> list[Submit]:
 
 @pytest.mark.attack
 @given(past=pasts, data=st.data())
-@examples(40, 300)
+@examples(30, 100)
 async def test_all_is_as_if_they_had_come_one_after_the_other(
     store: Store, world: World, past: Past, data: st.DataObject
 ) -> None:
