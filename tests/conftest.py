@@ -29,7 +29,7 @@ os.environ.update(ONE_THREAD)
 # that have nothing left to do are idle.
 LONG_FILES = {
     *("test_auth", "test_batching", "test_bombs", "test_canaries", "test_command"),
-    *("test_demo_run", "test_failed_starts", "test_fuzz_port", "test_growth", "test_inference"),
+    *("test_demo_run", "test_failed_starts", "test_fuzz_port", "test_growth", "test_inference", "test_joined"),
     *("test_kills", "test_machine", "test_matrix", "test_prediction", "test_readme"),
     *("test_round", "test_round_machine", "test_start", "test_storage_faults", "test_training"),
     *("test_simulation_run", "test_uncertainty", "test_uploads", "test_worker", "test_worker_killed"),

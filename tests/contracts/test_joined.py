@@ -218,7 +218,7 @@ def in_groups(submitted: Sequence[Submit]) -> list[Submit]:
 
 @pytest.mark.attack
 @given(past=pasts, data=st.data())
-@examples(30, 100)
+@examples(30, 60)
 async def test_all_is_as_if_they_had_come_one_after_the_other(
     store: Store, world: World, past: Past, data: st.DataObject
 ) -> None:
