@@ -17,7 +17,7 @@ class Server:
     """A server over a data directory. Its `with` block is the time in which it runs.
 
     It is forked, which saves it and its worker all imports, or a program of its own: `MODULE` where the test measures
-    the process or changes what it inherits.
+    the process or changes what it inherits. One that is forked ends at a failpoint.
     """
 
     def __init__(
@@ -28,6 +28,7 @@ class Server:
         options: tuple[str, ...] = (),
         program: tuple[str, ...] = (),
         variables: dict[str, str] | None = None,
+        failpoint: str = "",
     ) -> None:
         """Starts nothing yet.
 
@@ -37,7 +38,9 @@ class Server:
             options: More options.
             program: What Python runs; empty for a forked server.
             variables: More environment variables of such a program, also when it is started again.
+            failpoint: The failpoint at which a forked server ends.
         """
+        self.failpoint = failpoint
         self.data_dir = data_dir
         self.variables = variables or {}
         self._program = program
@@ -90,7 +93,8 @@ class Server:
         if self._program:
             self._process = self._run_program(options)
         else:
-            self._process = fork_server().fork(options, stderr=self._log_path)
+            points = self._log_path.with_suffix(".points") if self.failpoint else None
+            self._process = fork_server().fork(options, stderr=self._log_path, failpoint=self.failpoint, points=points)
         assert self._process.stdout is not None
         try:
             assert self._process.stdout.readline() == f"fedround is serving on {self.address}\n", self.log

@@ -14,12 +14,14 @@ from typing import Any
 
 import structlog
 
+from fedround_server import logs
 from fedround_server.blobs import BlobFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, check_bucket, check_place, write_place
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.change_log import ChangeLog
+from fedround_server.coordinator.context import StoreClock, SystemClock
 from fedround_server.coordinator.server_status import installed_version
 from fedround_server.counters import Counters
 from fedround_server.engine.cluster.cluster import Cluster
@@ -28,7 +30,7 @@ from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import PredictionFault
 from fedround_server.engine.process import allow_many_files
 from fedround_server.failpoints import reached
-from fedround_server.grpc_server import METHOD_NAMES, GrpcServer
+from fedround_server.grpc_server import METHOD_NAMES, GrpcServer, replica_name
 from fedround_server.host import allocator
 from fedround_server.host.file_lock import locked_folder
 from fedround_server.host.folder import make_narrow, make_private
@@ -82,8 +84,16 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             # None of these is written before there is a database.
             _check_unused(settings.data_dir, f"{database} is missing or empty", ("admin.token", "objects/*/*"))
         with explained(database):
+            files_id, journal_id = _ids_of(settings) if settings.database else ("", "")
             store = stack.enter_context(
-                Store(database, no_sync=settings.no_sync, counters=counters, tell=ChangeLog(traces).tell)
+                Store(
+                    database,
+                    no_sync=settings.no_sync,
+                    counters=counters,
+                    tell=ChangeLog(traces).tell,
+                    files_id=files_id,
+                    journal_id=journal_id,
+                )
             )
             if not await store.users.page(None, "", 1):
                 _check_unused(settings.data_dir, "the database is empty", ("objects/*/*",))
@@ -107,6 +117,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 tasks,
                 settings.limits,
                 architectures=settings.architectures,
+                clock=StoreClock(store) if settings.database else SystemClock(),
                 counters=counters,
                 traces=traces,
                 new_id=_new_ids(settings.id_seed),
@@ -117,6 +128,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             # Emptied by an operator who has lost the token, of which the server knows the hash alone.
             is_lost = token_file.exists() and not token_file.stat().st_size
             with explained(database):
+                coordinator.replicas.join(replica_name(settings, settings.address[1]), installed_version())
+                logs.name_replica(context.peers.own_name)
                 await coordinator.recover()
                 if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token), is_lost=is_lost):
                     lost = "the token file was empty: wrote a new token of the admin to it, and revoked the others"
@@ -136,6 +149,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 finally:
                     await server.start_draining()
                     coordinator.start_draining()
+                    await coordinator.replicas.start_draining()
                     await server.stop(settings.grace_seconds)
                     await coordinator.close()
 
@@ -215,6 +229,27 @@ def _engine(settings: Settings, files: BlobFiles, counters: Counters, cluster: C
         "counters": counters,
     }
     return WorkerEngine(files, **options) if cluster is None else RayEngine(cluster, files, **options)
+
+
+def _ids_of(settings: Settings) -> tuple[str, str]:
+    """Returns the ids of the place where a server has its files, and of its journal; makes them at the first start.
+
+    Servers that share a database must share the place: the object store, or the folder of the objects, or what it
+    links to, which the id is beside.
+    """
+    if settings.objects:
+        files = str(uuid.uuid5(uuid.NAMESPACE_URL, settings.objects.rstrip("/")))
+    else:
+        files = _read_id((settings.data_dir / "objects").resolve().parent / "files.id")
+    return files, _read_id(settings.data_dir / "journal.id")
+
+
+def _read_id(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        _write_secret(path, str(uuid.uuid4()))
+    return path.read_text(encoding="ascii").strip()
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:

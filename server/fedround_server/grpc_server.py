@@ -188,7 +188,7 @@ class GrpcServer:
                 f"cannot listen on {target}: if another server does, choose another address with --listen"
             ) from error
         self._port = bound
-        self._errors.replica = self._settings.replica_name or _default_name(bound)
+        self._errors.replica = replica_name(self._settings, bound)
         return f"{target.rpartition(':')[0]}:{bound}"
 
     async def start(self) -> None:
@@ -264,10 +264,10 @@ def _calls_received() -> int:
     return int(servers[0]["data"].get("callsStarted", 0)) if servers else 0
 
 
-def _default_name(port: int) -> str:
-    """Returns the name of a server without one in its settings."""
+def replica_name(settings: Settings, port: int) -> str:
+    """Returns the name of a server in errors and among replicas: of its settings, or its host and port."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
-    return f"{host[:50] or 'fedround'}:{port}"
+    return settings.replica_name or f"{host[:50] or 'fedround'}:{port or os.getpid()}"
 
 
 def _keepalive(settings: Settings) -> tuple[tuple[str, int], ...]:

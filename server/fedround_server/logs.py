@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any, TextIO
@@ -40,6 +40,7 @@ def set_up(log_format: str, log_level: str, stream: TextIO | None = None) -> Non
     handler = logging.StreamHandler(stream or sys.stderr)
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_replica,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -66,6 +67,25 @@ def set_up(log_format: str, log_level: str, stream: TextIO | None = None) -> Non
     foreign = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending]
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=foreign, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=lowest, force=True)
+
+
+def name_replica(name: Callable[[], str]) -> None:
+    """Has all lines from now on carry the name of this server, unless it is empty."""
+    global _replica
+    _replica = name
+
+
+def _with_replica(_logger: Any, _method: str, fields: structlog.types.EventDict) -> structlog.types.EventDict:
+    if name := _replica():
+        fields["replica"] = name
+    return fields
+
+
+def _no_name() -> str:
+    return ""
+
+
+_replica: Callable[[], str] = _no_name
 
 
 class PlainRenderer:

@@ -1,7 +1,7 @@
 """Wake-ups: tell subscriptions that something has happened. A wake-up carries no data; the events are in the log."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol, Self
 
 ACTOR = "actor of "
@@ -92,20 +92,32 @@ class Hub:
 
     def __init__(self) -> None:
         self._listeners: dict[str, set[Listener]] = {}
+        # Passes topics on to other servers.
+        self._relay: Callable[[tuple[str, ...]], None] | None = None
 
     def waiter(self) -> Waiter:
         """Returns a new waiter."""
         return Waiter(self)
 
+    def relay(self, send: Callable[[tuple[str, ...]], None]) -> None:
+        """Has the topics of all wake-ups that begin here passed on to other servers."""
+        self._relay = send
+
     def notify(self, *topics: str) -> None:
-        """Wakes all that follow one of these topics."""
+        """Wakes all that follow one of these topics, here and at other servers."""
+        self.wake(topics)
+        if self._relay is not None:
+            self._relay(topics)
+
+    def wake(self, topics: Iterable[str]) -> None:
+        """Wakes all here that follow one of these topics."""
         for topic in topics:
             for listener in self._listeners.get(topic, ()):
                 listener.wake(topic)
 
     def notify_all(self) -> None:
-        """Wakes all listeners."""
-        self.notify(*self._listeners)
+        """Wakes all listeners here."""
+        self.wake(list(self._listeners))
 
     def add(self, topic: str, listener: Listener) -> bool:
         """Adds a listener to a topic; returns whether that is new."""

@@ -28,12 +28,16 @@ READERS = {
     ),
     *("training.prepare", "training.get", "training.page"),
     *("viewer.actor_of", "viewer.owner_of", "viewer.page_trainings", "viewer.views", "viewer.open_views"),
-    "server.usage",
+    *("server.usage", "replica.presence", "replica.news"),
     *("user.get", "user.page", "credential.admins"),
 }
 # No client can bring this about: a round fails when the engine is broken, only files of earlier versions have no
-# checksums, and a restore comes before the server. Other tests have all three.
-UNREACHED = {f"{verb}.{step}" for verb in ("round.fail", "model.keep_checksums", "backup.restored") for step in STEPS}
+# checksums, a restore comes before the server, and one server alone has no other replica. Other tests have all of them.
+UNREACHED = {
+    *(f"{verb}.{step}" for verb in ("round.fail", "model.keep_checksums", "backup.restored") for step in STEPS),
+    *(f"replica.{verb}.{step}" for verb in ("give_up", "publish_presence", "take_over") for step in STEPS),
+    *("round.taken_over", "replica.joined", "replica.told", "replica.given_up", "start.claimed"),
+}
 # Those of a server with an object store, which tests/e2e/test_objects.py kills.
 UNREACHED |= {point for point in POINTS if point.startswith("object.")}
 

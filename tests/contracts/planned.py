@@ -14,7 +14,8 @@ from fedround_server.store.db.group_commit import Call, Transactions
 from fedround_server.store.tables.schema import TABLES
 
 PLANNED = re.compile("SELECT|UPDATE|DELETE|INSERT .* SELECT")
-GROWING = {table._meta.table_name for table in TABLES}
+# All but the state of the server, which is one row, and the few replicas.
+GROWING = {table._meta.table_name for table in TABLES} - {"server_state", "replica"}
 # Tables that grow with the rounds of a training: a search by training or model alone reads the whole history.
 HISTORIES = {
     "round",

@@ -149,7 +149,7 @@ class StaleIdentities:
 
 async def test_a_call_that_starts_while_its_token_is_revoked(store: Store, clock: ManualClock) -> None:
     verbs = StaleIdentities(store)
-    stale: Any = SimpleNamespace(users=store.users, credentials=verbs)
+    stale: Any = SimpleNamespace(users=store.users, credentials=verbs, is_fresh=True)
     context = Context(stale, NOTHING, NOTHING, Hub(), NOTHING, clock=clock)
     access = Access(context)
     users = Users(context, access)

@@ -1,4 +1,4 @@
-"""The server lock: a PostgreSQL database belongs to one server; a SQLite file belongs to the owner of its folder."""
+"""The server lock: which servers may use a PostgreSQL database; a SQLite file belongs to the owner of its folder."""
 
 import subprocess
 import sys
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from calls import until
 from contracts.coordination import coordinating
 from fedround_server.coordinator.housekeeping import RECONCILIATION_INTERVAL
 from fedround_server.store import Store
 from fedround_server.store.db import server_lock
-from fedround_server.store.db.server_lock import ServerLock
+from fedround_server.store.db.server_lock import LOCK_KEY, ServerLock
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 HOLD = (
@@ -46,20 +47,43 @@ def lose(database: str) -> None:
 
     with psycopg.connect(database, autocommit=True) as connection:
         holders = (
-            "SELECT pg_terminate_backend(pid, 30000) FROM pg_locks"
-            " WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted"
+            "SELECT pg_terminate_backend(pid, 30000) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+            " AND (classid::bigint << 32) + objid::bigint = %s"
         )
-        assert connection.execute(holders).fetchall() == [(True,)]
+        assert connection.execute(holders, (LOCK_KEY,)).fetchall() == [(True,)]
+
+
+class Earlier:
+    """A server of a version that has its database for itself."""
+
+    def __init__(self, database: str) -> None:
+        import psycopg
+
+        self._session = psycopg.connect(database, autocommit=True)
+
+    def take(self) -> bool:
+        """Takes the lock, unless another server has it."""
+        found = self._session.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone()
+        return bool(found and found[0])
+
+    def end(self) -> None:
+        self._session.close()
 
 
 def is_taken(database: str) -> bool:
-    other = ServerLock(database)
+    earlier = Earlier(database)
     try:
-        other.hold()
-    except RuntimeError:
-        return True
-    other.release()
-    return False
+        return not earlier.take()
+    finally:
+        earlier.end()
+
+
+def begin(database: str, files_id: str) -> ServerLock:
+    """A server that has its files in a place."""
+    lock = ServerLock(database, files_id)
+    with lock.starting():
+        pass
+    return lock
 
 
 async def test_an_open_store_holds_the_lock(store: Store, database: str, impatient: None) -> None:
@@ -81,7 +105,8 @@ def test_a_killed_process_releases_the_lock(database: str) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"\n"
         holder.kill()
-    assert not is_taken(database)
+    # The database may notice only after a moment.
+    until(lambda: not is_taken(database))
 
 
 def test_a_server_begins_after_the_last_commit_of_a_killed_one(database: str) -> None:
@@ -110,23 +135,58 @@ async def test_a_lock_lost_in_a_restart_of_the_database_is_taken_again(
         assert is_taken(database)
 
 
-async def test_a_server_stops_when_another_one_has_taken_the_lock(
+async def test_a_server_stops_when_one_that_shares_nothing_has_taken_the_lock(
     store: Store, database: str, tmp_path: Path, impatient: None
 ) -> None:
-    other = ServerLock(database)
+    earlier = Earlier(database)
 
     async def overtaken() -> None:
         async with coordinating(store, tmp_path) as coordination:
             await coordination.coordinator.recover()
             lose(database)
-            other.hold()
+            assert earlier.take()
             await coordination.clock.asleep(RECONCILIATION_INTERVAL)
             coordination.clock.advance(RECONCILIATION_INTERVAL)
             await coordination.clock.asleep(RECONCILIATION_INTERVAL)
 
     with pytest.raises(ExceptionGroup) as stopped:
         await overtaken()
-    other.release()
+    earlier.end()
     (error,) = stopped.value.exceptions
     assert isinstance(error, RuntimeError)
-    assert "another server" in str(error)
+    assert "another server uses this database, and is of a version that shares it with none" in str(error)
+
+
+def test_a_server_does_not_begin_beside_one_that_shares_nothing(database: str, impatient: None) -> None:
+    earlier = Earlier(database)
+    assert earlier.take()
+    with pytest.raises(RuntimeError, match="of a version that shares it with none"):
+        begin(database, "")
+    earlier.end()
+    begin(database, "").release()
+
+
+def test_servers_share_a_database_if_their_files_are_in_one_place(database: str, impatient: None) -> None:
+    first, second = begin(database, "here"), begin(database, "here")
+    assert is_taken(database)
+    with pytest.raises(RuntimeError, match="has its files elsewhere"):
+        begin(database, "there")
+    first.release()
+    with pytest.raises(RuntimeError, match="has its files elsewhere"):
+        begin(database, "there")
+    second.release()
+    # A server alone may have moved its files.
+    third = begin(database, "there")
+    with pytest.raises(RuntimeError, match="has its files elsewhere"):
+        begin(database, "here")
+    third.release()
+
+
+def test_a_server_whose_database_others_have_taken_for_other_files_stops(database: str, impatient: None) -> None:
+    first = begin(database, "here")
+    lose(database)
+    other = begin(database, "there")
+    with pytest.raises(RuntimeError, match="has its files elsewhere"):
+        first.hold()
+    other.release()
+    begin(database, "here").release()

@@ -26,6 +26,8 @@ ASIDE = (
     *(f'INSERT INTO "{table._meta.table_name}"' for table in (LastSeenRow, RejectedUpdateRow)),
     *(f'UPDATE "{table._meta.table_name}" SET "checksums" =' for table in HAVE_FILES),
     'UPDATE "model_version" SET "delta_checksums" =',
+    # Which replica aggregates a round, and how far it has told of connections, is no change either.
+    *('UPDATE "round" SET "epoch" =', 'UPDATE "round" SET "keeper" =', 'UPDATE "replica" SET "presence_version" ='),
 )
 
 

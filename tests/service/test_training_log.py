@@ -163,7 +163,7 @@ def test_every_event_is_documented() -> None:
         lists = {"user_ids", "update_ids"} & set(line.keys)
         assert level == line.level, event
         assert keys == {*line.keys, *filter(None, [line.subject]), *(["count"] if lists else [])}, event
-    assert shown.keys() == {"call", "round_waits", "deadline_passed", "round_aggregated"}
+    assert shown.keys() == {"call", "round_waits", "deadline_passed", "round_taken_over", "round_aggregated"}
 
 
 def test_ids_that_are_none_are_not_logged(log_server: Server) -> None:

@@ -1,7 +1,7 @@
 """Authenticates calls, and ends those under way whose credentials are revoked or expire."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from contextvars import ContextVar, Token
 from datetime import datetime
 from types import TracebackType
@@ -64,7 +64,10 @@ class Access:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._calls: dict[str, set[AdmittedCall]] = {}
-        self._identities = Identities(lambda credentials: context.store.credentials.identify(credentials))
+        self._identities = Identities(
+            lambda credentials: context.store.credentials.identify(credentials),
+            is_fresh=lambda: context.store.is_fresh,
+        )
         self._last_uses: dict[str, dict[str, datetime]] = {}
 
     def last_use(self, user_id: str, token_hash: str) -> datetime | None:
@@ -122,6 +125,16 @@ class Access:
         if user_id is not None:
             await self._recheck(user_id)
         return result
+
+    async def learn(self, user_ids: Collection[str] | None) -> None:
+        """Does what `change` does after changes by other replicas.
+
+        Args:
+            user_ids: Whose calls under way to end if their credentials are no longer valid; None for those of all.
+        """
+        self._identities.forget_all()
+        for user_id in list(self._calls) if user_ids is None else user_ids:
+            await self._recheck(user_id)
 
     def forget(self, user_id: str) -> None:
         """Forgets when a user's tokens were used."""

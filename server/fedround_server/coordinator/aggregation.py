@@ -57,6 +57,11 @@ class Aggregations:
         self._again: set[str] = set()
         self._stopped = False
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
+
     def stop(self) -> None:
         """Leaves closed rounds to the next start: a round opened from now on would miss its participants."""
         self._stopped = True

@@ -8,7 +8,6 @@ from datetime import timedelta
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.feed import BATCH
-from fedround_server.coordinator.sessions import Sessions
 from fedround_server.coordinator.subscription import check_history
 from fedround_server.domain import pace
 from fedround_server.domain.errors import FieldInvalid
@@ -40,16 +39,14 @@ Add = Callable[[Event], None]
 class CheckIns:
     """Answers check-ins, and spreads them over time."""
 
-    def __init__(self, context: Context, sessions: Sessions, draw: Callable[[], float] = random.random) -> None:
+    def __init__(self, context: Context, draw: Callable[[], float] = random.random) -> None:
         """Creates it.
 
         Args:
             context: The parts of the server.
-            sessions: The programs that take part in rounds by a subscription.
             draw: Returns a random number from 0 to 1.
         """
         self._context = context
-        self._sessions = sessions
         self._draw = draw
         self._returning = pace.ReturningDevices(time.monotonic())
 
@@ -82,8 +79,9 @@ class CheckIns:
         """
         if training_id is not None and (foreign := sorted(resume_after.keys() - {training_id})):
             raise FieldInvalid("resume_after_sequence", f"{foreign[0]} is not the training that you ask about")
-        self._sessions.check(user_id, session_id, training_id)
-        self._context.presence.describe(user_id, attributes)
+        presence = self._context.presence
+        self._context.sessions.check(user_id, session_id, training_id, presence.elsewhere.sessions(user_id))
+        presence.describe(user_id, attributes)
         reading = _Reading(self._context, user_id, dict(resume_after), add)
         try:
             await (reading.read_all() if training_id is None else reading.read(training_id))

@@ -9,7 +9,9 @@ from typing import Protocol
 
 from fedround_server.blobs import Blobs
 from fedround_server.coordinator.admissions import Admissions
+from fedround_server.coordinator.peers import Peers
 from fedround_server.coordinator.presence import Presence
+from fedround_server.coordinator.sessions import Sessions
 from fedround_server.coordinator.tasks import Tasks
 from fedround_server.counters import Counters
 from fedround_server.domain.limits import DEFAULTS, Limits
@@ -41,6 +43,18 @@ class SystemClock:
         await asyncio.sleep(max(0.0, duration.total_seconds()))
 
 
+class StoreClock(SystemClock):
+    """The time of the store's database, which all replicas share."""
+
+    def __init__(self, store: Store) -> None:
+        """Makes the clock of a store."""
+        self._store = store
+
+    def now(self) -> datetime:
+        """Returns the time."""
+        return self._store.now()
+
+
 @dataclass(frozen=True)
 class Context:
     """The parts of a server, which the use cases join.
@@ -50,6 +64,8 @@ class Context:
         architectures: The operator's factories of models, by name.
         tasks: Runs what must not stop half way.
         presence: Which users are connected.
+        sessions: Which programs take part in rounds.
+        peers: The other servers on the database.
         counters: Counts what the server does.
         traces: Makes spans.
         admissions: What updates must be.
@@ -66,6 +82,8 @@ class Context:
     architectures: Mapping[str, str] = field(default_factory=dict)
     tasks: Tasks = field(default_factory=Tasks)
     presence: Presence = field(default_factory=Presence)
+    sessions: Sessions = field(default_factory=Sessions)
+    peers: Peers = field(default_factory=Peers)
     clock: Clock = field(default_factory=SystemClock)
     counters: Counters = field(default_factory=Counters)
     traces: Traces = NO_TRACES

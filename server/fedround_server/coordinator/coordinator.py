@@ -15,6 +15,7 @@ from fedround_server.coordinator.privacy import PrivacyAccounting
 from fedround_server.coordinator.reads import Reads
 from fedround_server.coordinator.rejected_updates import RejectedUpdates
 from fedround_server.coordinator.replay import Replays
+from fedround_server.coordinator.replicas import Replicas
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.round_status import RoundStatus
 from fedround_server.coordinator.server_status import StatusReader
@@ -48,12 +49,13 @@ class Coordinator:
         self.trainings = Trainings(context, self.uploads, self.rounds, self.privacy)
         self.control = Control(context, self.rounds)
         self.subscriptions = Subscriptions(context)
-        self.check_ins = CheckIns(context, self.subscriptions.sessions)
+        self.check_ins = CheckIns(context)
         self.inference = Inference(context)
         self.audit = Audit(context)
         self.replays = Replays(context, self.uploads.space)
         self.status = StatusReader(context, self.uploads.space)
         self.collection = Collection(context, self.uploads)
+        self.replicas = Replicas(context, self.access, self.subscriptions.feeds, self.rounds)
         self._housekeeping = Housekeeping(context, self.rounds, self.collection)
 
     async def recover(self) -> None:

@@ -53,6 +53,19 @@ class Feeds:
             del self._feeds[training_id]
             self._hub.remove(training_id, feed)
 
+    def positions(self) -> dict[str, int]:
+        """Returns the sequences up to which all that follow a log have read it, by training; 0 if none has yet."""
+        return {training_id: feed.last_sequence for training_id, feed in self._feeds.items()}
+
+    def position(self, training_id: str) -> int:
+        """Returns the sequence up to which all that follow a log have read it."""
+        feed = self._feeds.get(training_id)
+        return 0 if feed is None else feed.last_sequence
+
+    def saw(self, training_id: str, sequence: int) -> None:
+        """Records that a subscription has read a log for itself, which ended at a sequence."""
+        self._feeds[training_id].saw(sequence)
+
     async def let_others_read(self, training_id: str) -> None:
         """Waits until all others that follow a log have been given what was new: to end a stream takes longer."""
         if (feed := self._feeds.get(training_id)) is not None:
@@ -62,7 +75,7 @@ class Feeds:
 class _Feed:
     """The feed of one training; a task runs while there is something to give."""
 
-    __slots__ = ("_events", "_leaving", "_task", "_training_id", "_woken", "followers")
+    __slots__ = ("_events", "_leaving", "_task", "_training_id", "_woken", "followers", "last_sequence")
 
     def __init__(self, training_id: str, events: EventVerbs) -> None:
         self._training_id = training_id
@@ -70,6 +83,7 @@ class _Feed:
         self._woken = False
         self._task: asyncio.Task[None] | None = None
         self._leaving: list[asyncio.Future[None]] = []
+        self.last_sequence = 0
         # An ordered set.
         self.followers: dict[Follower, None] = {}
 
@@ -78,6 +92,10 @@ class _Feed:
         self._woken = True
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="feed")
+
+    def saw(self, sequence: int) -> None:
+        # What one has read for itself, others have not.
+        self.last_sequence = min(self.last_sequence or sequence, sequence)
 
     async def let_others_read(self) -> None:
         if self._task is not None:
@@ -91,8 +109,10 @@ class _Feed:
                 if self._woken:
                     self._woken = False
                     everyone = list(self.followers)
+                    ends: list[int] = []
                     for start in range(0, len(everyone), READERS):
-                        await self._tell(everyone[start : start + READERS])
+                        ends += await self._tell(everyone[start : start + READERS])
+                    self.last_sequence = min(ends, default=self.last_sequence)
                 # Also if it was woken meanwhile: in a busy training that may go on for ever.
                 leaving, self._leaving = self._leaving, []
                 await _in_turns(leaving, _end)
@@ -101,7 +121,9 @@ class _Feed:
             for future in self._leaving:
                 _end(future)
 
-    async def _tell(self, followers: Iterable[Follower]) -> None:
+    async def _tell(self, followers: Iterable[Follower]) -> list[int]:
+        """Reads the log for some; returns where it ended."""
+        ends: list[int] = []
         places = [(one, one.place(self._training_id)) for one in followers]
         asked = [place for _, place in places if place is not None]
         pages: Iterator[LogPage | FedroundError | None]
@@ -115,9 +137,12 @@ class _Feed:
             follower, place = told
             page = None if place is None else next(pages)
             start = 0 if place is None else place[1]
+            if isinstance(page, LogPage):
+                ends.append(page.view.last_sequence)
             follower.offer(self._training_id, start, None if isinstance(page, FedroundError) else page)
 
         await _in_turns(places, tell)
+        return ends
 
 
 async def _in_turns(items: Iterable[T], act: Callable[[T], None]) -> None:

@@ -14,6 +14,8 @@ from fedround_server.domain.errors import BackupInProgress, Unavailable
 
 log = logging.getLogger(__name__)
 RECONCILIATION_INTERVAL = timedelta(seconds=5)
+SHARED_INTERVAL = timedelta(seconds=1)
+"""The same while there are other replicas, which may open rounds, and end."""
 COLLECTION_INTERVAL = timedelta(hours=1)
 LAST_SEEN_INTERVAL = timedelta(seconds=50)
 LAST_SEEN_USERS = 1000
@@ -52,7 +54,7 @@ class Housekeeping:
 
     async def _reconcile_forever(self) -> None:
         while True:
-            await self._context.clock.sleep(RECONCILIATION_INTERVAL)
+            await self._context.clock.sleep(SHARED_INTERVAL if self._context.peers.others else RECONCILIATION_INTERVAL)
             try:
                 await self._context.store.hold()
                 await self._rounds.reconcile()
@@ -78,7 +80,9 @@ class Housekeeping:
     async def _collect_forever(self) -> None:
         while True:
             try:
-                await self._collection.collect()
+                # One of all replicas is enough, and two do no harm.
+                if self._context.peers.is_first:
+                    await self._collection.collect()
             except (Unavailable, OSError, BackupInProgress) as error:
                 log.warning("collecting files: %s", error)
             await self._context.clock.sleep(COLLECTION_INTERVAL)

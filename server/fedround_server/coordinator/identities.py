@@ -15,22 +15,27 @@ MAX_KEPT = 1 << 16
 class Identities:
     """Whom credentials belong to, from memory or from the database.
 
-    What is kept is true because every change of users and credentials goes through this process, which calls
-    `forget_all` between the commit of a change and its answer. Nothing here checks whether a token has expired: the
-    time that it expires is a part of what is kept.
+    What is kept is true because this process calls `forget_all` between the commit of a change that it makes and its
+    answer, and when it learns of a change by another replica. It is not used while it cannot learn of any. Nothing here
+    checks whether a token has expired: the time that it expires is a part of what is kept.
     """
 
     def __init__(
-        self, look_up: Callable[[Credentials], Awaitable[Identity]], now: Callable[[], float] = time.monotonic
+        self,
+        look_up: Callable[[Credentials], Awaitable[Identity]],
+        now: Callable[[], float] = time.monotonic,
+        is_fresh: Callable[[], bool] = lambda: True,
     ) -> None:
         """Keeps nothing yet.
 
         Args:
             look_up: Asks the database whom credentials belong to.
             now: Returns the time in seconds, by a clock that is never set.
+            is_fresh: Returns whether this process has learned of all changes, but for those of the last seconds.
         """
         self._look_up = look_up
         self._now = now
+        self._is_fresh = is_fresh
         # With the time when each is forgotten, in the order of these.
         self._kept: OrderedDict[Credentials, tuple[Identity, float]] = OrderedDict()
         self._changes = 0
@@ -38,7 +43,7 @@ class Identities:
     async def find(self, credentials: Credentials) -> Identity:
         """Returns whom credentials belong to; looks again when a change comes while the database is asked."""
         kept = self._kept.get(credentials)
-        if kept is not None and kept[1] > self._now():
+        if kept is not None and kept[1] > self._now() and self._is_fresh():
             return kept[0]
         while True:
             changes = self._changes

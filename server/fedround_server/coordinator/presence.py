@@ -5,11 +5,20 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 
+from fedround_server.coordinator.elsewhere import Elsewhere
+
 
 class Presence:
-    """The presence of users since the start of the server."""
+    """The presence of users since the start of the server, here and at other replicas.
+
+    Attributes:
+        elsewhere: Who is connected to other replicas.
+    """
 
     def __init__(self) -> None:
+        self.elsewhere = Elsewhere()
+        # Those whose presence has changed since other replicas were told of it; None while there are no others.
+        self._changed: set[str] | None = None
         self._seen: dict[str, datetime] = {}
         self._news: set[str] = set()
         self._listening: Counter[str] = Counter()
@@ -22,6 +31,7 @@ class Presence:
         """Records that a user was seen."""
         self._seen[user_id] = now
         self._news.add(user_id)
+        self._mark(user_id)
 
     def listening(self, user_id: str, now: Callable[[], datetime]) -> AbstractContextManager[None]:
         """Marks a user as listening within the block; keepalive ends the subscription of a user that is gone."""
@@ -38,6 +48,7 @@ class Presence:
     def expect(self, user_id: str, until: datetime) -> None:
         """Records that a user has checked in, and counts as listening until it checks in again, or until that time."""
         self._expected[user_id] = until
+        self._mark(user_id)
 
     def has_checked_in(self, user_id: str) -> bool:
         """Returns whether a user has checked in since the start of the server, and was not given up long ago."""
@@ -57,19 +68,33 @@ class Presence:
 
     def is_connected(self, user_id: str, now: datetime) -> bool:
         """Returns whether a call of a user is in progress, or the user is listening."""
-        return user_id in self._calls or self.is_listening(user_id, now)
+        return user_id in self._calls or self.is_listening(user_id, now) or self.elsewhere.is_connected(user_id, now)
+
+    def is_connected_here(self, user_id: str) -> bool:
+        """Returns whether a call of a user to this server is in progress."""
+        return user_id in self._calls or user_id in self._listening
 
     def is_listening(self, user_id: str, now: datetime) -> bool:
         """Returns whether a user has a subscription open, or is expected to check in."""
-        if user_id in self._listening:
-            return True
-        until = self._expected.get(user_id)
-        return until is not None and now < until
+        until = self.expected_until(user_id)
+        return (
+            user_id in self._listening
+            or (until is not None and now < until)
+            or self.elsewhere.is_listening(user_id, now)
+        )
+
+    def is_listening_here(self, user_id: str) -> bool:
+        """Returns whether a user has a subscription to this server open."""
+        return user_id in self._listening
+
+    def expected_until(self, user_id: str) -> datetime | None:
+        """Returns until when a user that has checked in at this server is expected back."""
+        return self._expected.get(user_id)
 
     def listeners(self, now: datetime) -> frozenset[str]:
         """Returns all users that are listening."""
         expected = (user_id for user_id, until in self._expected.items() if now < until)
-        return frozenset(self._listening).union(expected)
+        return frozenset(self._listening).union(expected, self.elsewhere.listeners(now))
 
     def describe(self, user_id: str, attributes: Mapping[str, str]) -> None:
         """Keeps what a participant says of itself, in place of what it said before; nothing else depends on it."""
@@ -78,11 +103,22 @@ class Presence:
 
     def attributes(self, user_id: str) -> Mapping[str, str]:
         """Returns what a participant said of itself since the start of the server."""
+        return self._attributes.get(user_id) or self.elsewhere.attributes(user_id)
+
+    def attributes_here(self, user_id: str) -> Mapping[str, str]:
+        """Returns what a participant said of itself to this server."""
         return self._attributes.get(user_id, {})
 
     def last_seen(self, user_id: str, now: datetime) -> datetime | None:
         """Returns when a user was last seen since the start of the server; that is now while it listens."""
-        return now if user_id in self._listening else self._seen.get(user_id)
+        if user_id in self._listening:
+            return now
+        here, elsewhere = self._seen.get(user_id), self.elsewhere.last_seen(user_id, now)
+        return max((time for time in (here, elsewhere) if time is not None), default=None)
+
+    def last_seen_here(self, user_id: str) -> datetime | None:
+        """Returns when a call of a user to this server has begun or ended last."""
+        return self._seen.get(user_id)
 
     def forget(self, user_id: str) -> None:
         """Forgets a user."""
@@ -90,6 +126,19 @@ class Presence:
         self._attributes.pop(user_id, None)
         self._expected.pop(user_id, None)
         self._news.discard(user_id)
+
+    def take_changes(self) -> set[str] | None:
+        """Returns the users whose presence here has changed since the last call; None for all of them."""
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def return_changes(self, changed: Iterable[str] | None) -> None:
+        """Makes the next call of `take_changes` return these users, too; None for all."""
+        self._changed = None if changed is None or self._changed is None else self._changed.union(changed)
+
+    def users_here(self) -> set[str]:
+        """Returns the users with a call to this server in progress."""
+        return self._calls.keys() | self._listening.keys()
 
     def take_news(self, now: datetime) -> dict[str, datetime]:
         """Returns when users were last seen, for those seen since the last call; gives up those that did not return."""
@@ -115,6 +164,12 @@ class Presence:
         # A user that was removed in the meantime is not recorded again.
         if user_id in self._seen:
             self.see(user_id, now)
+        self._mark(user_id)
+
+    def _mark(self, user_id: str) -> None:
+        """Records that other replicas have to be told of a user."""
+        if self._changed is not None:
+            self._changed.add(user_id)
 
 
 class _Listening:

@@ -63,11 +63,18 @@ class Rounds:
 
         Such a round is left behind when the database fails during a commit, or between a commit and what follows it.
         """
+        watched = {*self.absences.watched(), *self.openings.watched()}
         unfinished = await self._store.unfinished()
         for left in unfinished:
-            if self._take_up(left):
+            is_new = await self._is_here(left) and self._take_up(left)
+            # Another replica has told of those that it has opened.
+            if is_new and not self._context.peers.others:
                 self._context.hub.notify(left.training_id)
-        await self._waiting.look(unfinished)
+        # Those that other replicas have ended.
+        for training_id in watched - {left.training_id for left in unfinished}:
+            self.forget(training_id)
+        if self._context.peers.is_first:
+            await self._waiting.look(unfinished)
 
     async def follow_up(self, training_id: str) -> None:
         """Starts what the training's current round waits for, after a commit that may have closed or opened one."""
@@ -113,6 +120,18 @@ class Rounds:
         self.openings.forget(current.training_id)
         is_new = self.absences.watch(current)
         return self._deadlines.arm(current) or is_new
+
+    async def _is_here(self, left: UnfinishedRound) -> bool:
+        """Returns whether this server does what a round waits for: all but the aggregation any replica may do."""
+        replica_id = self._context.store.replica_id
+        if left.state is not RoundState.AGGREGATING or left.keeper == replica_id:
+            return True
+        if self.aggregations.is_stopped or self._context.peers.is_alive(left.keeper, self._context.clock.now()):
+            return False
+        taken = await self._context.store.replicas.take_over(left.training_id, left.number)
+        if taken:
+            log_rounds.warning("round_taken_over", training_id=left.training_id, round=left.number, keeper=left.keeper)
+        return taken
 
     async def _expire(self, current: Round | UnfinishedRound, time: datetime) -> None:
         """Judges a round for which a time has come, by a clock that is never set."""

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.space import Space
 from fedround_server.counters import Counters
+from fedround_server.domain.replica import Replica
 from fedround_server.host.usage import cpu_seconds, resident_bytes
 from fedround_server.store.queries.usage import StoreUsage
 
@@ -52,6 +53,8 @@ class ServerStatus:
         worker_memory_bytes: Resident memory of the worker processes, by name.
         disk: The disk of the data directory.
         store: What the database holds, as of some seconds ago at most.
+        replica_id: The id of this server among the replicas of its database; None on SQLite.
+        replicas: The replicas that are alive, also this one; none on SQLite.
     """
 
     version: str
@@ -62,6 +65,8 @@ class ServerStatus:
     worker_memory_bytes: Mapping[str, int]
     disk: DiskUsage
     store: StoreUsage
+    replica_id: str | None = None
+    replicas: tuple[Replica, ...] = ()
 
 
 class StatusReader:
@@ -99,6 +104,8 @@ class StatusReader:
                 unfinished=self._space.unfinished_bytes,
             ),
             store=usage,
+            replica_id=self._context.store.replica_id,
+            replicas=self._context.peers.replicas,
         )
 
     async def _read_usage(self) -> StoreUsage:

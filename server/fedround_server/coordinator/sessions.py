@@ -1,10 +1,14 @@
 """Sessions: which program takes part in rounds as which user, so that a second one is rejected."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 
 from fedround_server.domain.errors import AlreadyParticipating
+
+SessionElsewhere = tuple[str, str | None, str]
+"""A session at another replica: its id, its training (None for all of the user's), and since when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +27,7 @@ class _Session:
 
     def excludes(self, session_id: str, training_id: str | None) -> bool:
         """Returns whether another program cannot take part in a training, or in all of the user's, meanwhile."""
-        same_training = None in (self.training_id, training_id) or self.training_id == training_id
-        return self.session_id != session_id and same_training
+        return _exclude((self.session_id, self.training_id), (session_id, training_id))
 
 
 class Sessions:
@@ -38,7 +41,13 @@ class Sessions:
         """Begins without sessions."""
         self.open: dict[str, list[_Session]] = {}
 
-    def check(self, user_id: str, session_id: str | None, training_id: str | None) -> None:
+    def check(
+        self,
+        user_id: str,
+        session_id: str | None,
+        training_id: str | None,
+        elsewhere: Iterable[SessionElsewhere] = (),
+    ) -> None:
         """Checks that no other program takes part in a training as the same user; the arguments as for `participating`.
 
         Raises:
@@ -46,12 +55,22 @@ class Sessions:
         """
         if session_id is None:
             return
+        _check_elsewhere(session_id, training_id, elsewhere)
         for other in self.open.get(user_id, ()):
             if other.excludes(session_id, training_id):
-                raise AlreadyParticipating(other.since.isoformat(timespec="seconds"))
+                raise AlreadyParticipating(_shown(other.since))
+
+    def of(self, user_id: str) -> tuple[SessionElsewhere, ...]:
+        """Returns the sessions of a user, as other replicas are told of them."""
+        return tuple((one.session_id, one.training_id, _shown(one.since)) for one in self.open.get(user_id, ()))
 
     def participating(
-        self, user_id: str, session_id: str | None, training_id: str | None, now: datetime
+        self,
+        user_id: str,
+        session_id: str | None,
+        training_id: str | None,
+        now: datetime,
+        elsewhere: Iterable[SessionElsewhere] = (),
     ) -> "_Participating":
         """Returns a block within which no other program can take part in a training as the same user.
 
@@ -63,11 +82,15 @@ class Sessions:
             session_id: The program; None for a subscription that only watches, which excludes nobody.
             training_id: The training; None for all of the user's.
             now: The time.
+            elsewhere: The sessions of the user at other replicas, as these told last. Two programs that begin within a
+                second or two, at different replicas, do not see each other.
 
         Raises:
             AlreadyParticipating: Another program takes part.
         """
         session = None if session_id is None else _Session(session_id, training_id, now)
+        if session is not None:
+            _check_elsewhere(session.session_id, training_id, elsewhere)
         return _Participating(self, user_id, session)
 
 
@@ -96,3 +119,18 @@ class _Participating:
         sessions.remove(self._session)
         if not sessions:
             del self._sessions.open[self._user_id]
+
+
+def _exclude(one: tuple[str, str | None], other: tuple[str, str | None]) -> bool:
+    """Returns whether two sessions, each with its training (None for all), exclude each other."""
+    return one[0] != other[0] and (None in (one[1], other[1]) or one[1] == other[1])
+
+
+def _check_elsewhere(session_id: str, training_id: str | None, elsewhere: Iterable[SessionElsewhere]) -> None:
+    for other_id, other_training, since in elsewhere:
+        if _exclude((other_id, other_training), (session_id, training_id)):
+            raise AlreadyParticipating(since)
+
+
+def _shown(time: datetime) -> str:
+    return time.isoformat(timespec="seconds")

@@ -7,7 +7,6 @@ from typing import Self
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.feed import BATCH, Feeds
 from fedround_server.coordinator.heartbeats import Heartbeats
-from fedround_server.coordinator.sessions import Sessions
 from fedround_server.domain.errors import CursorExpired, FieldInvalid
 from fedround_server.domain.event import Event, history_of
 from fedround_server.store.queries.event_log import LogPage
@@ -52,8 +51,7 @@ class Subscriptions:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.sessions = Sessions()
-        self._feeds = Feeds(context.hub, context.store.events)
+        self.feeds = Feeds(context.hub, context.store.events)
         self._heartbeats = Heartbeats(context.limits.heartbeat.total_seconds())
         self._closing = False
 
@@ -91,17 +89,19 @@ class Subscriptions:
             TrainingNotFound: The user never took part in the training.
             CursorExpired: A log ends before its cursor.
         """
-        session = self.sessions.participating(user_id, session_id, training_id, self._context.clock.now())
+        elsewhere = self._context.presence.elsewhere.sessions(user_id)
+        now = self._context.clock.now()
+        session = self._context.sessions.participating(user_id, session_id, training_id, now, elsewhere)
         # Follow the topics first, then read the log: what happens in between wakes the next wait.
         with session, self._context.hub.waiter() as waiter:
             subscription: _One | _All
             if training_id is not None:
                 reader_id = await self._context.store.viewers.actor_of(training_id) if is_viewer else user_id
-                subscription = _One(self._context, self._feeds, reader_id, training_id, resume_after, waiter)
+                subscription = _One(self._context, self.feeds, reader_id, training_id, resume_after, waiter)
             elif is_viewer:
-                subscription = _Everything(self._context, self._feeds, user_id, resume_after, waiter)
+                subscription = _Everything(self._context, self.feeds, user_id, resume_after, waiter)
             else:
-                subscription = _All(self._context, self._feeds, user_id, resume_after, waiter)
+                subscription = _All(self._context, self.feeds, user_id, resume_after, waiter)
             waiter.follow([subscription.home])
             self._context.presence.describe(user_id, attributes or {})
             with (
@@ -119,7 +119,7 @@ class Subscriptions:
                         await line.send(Heartbeat(*subscription.position()))
                     topics = await waiter.wait()
                 if training_id is not None:
-                    await self._feeds.let_others_read(training_id)
+                    await self.feeds.let_others_read(training_id)
 
 
 class _Line:
@@ -246,6 +246,7 @@ class _Subscription:
                 check_history(start, page.view)
             if cursor == start:
                 self._admissions.know(training_id, self._reader(training_id))
+            self._feeds.saw(training_id, page.view.last_sequence)
             follows_more = page.view.is_actor and self._waiter.follow([for_actor(training_id)])
             # Before the events are sent: what a feed offers meanwhile follows them.
             cursor = self._cursors[training_id] = page.cursor

@@ -94,7 +94,11 @@ class PendingRound:
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedRound:
-    """A round that something is still to happen in: its opening, its close, or its aggregation."""
+    """A round that something is still to happen in: its opening, its close, or its aggregation.
+
+    Attributes:
+        keeper: The replica that aggregates it once it is closed; empty if it has left that to others, None on SQLite.
+    """
 
     training_id: str
     number: int
@@ -102,6 +106,7 @@ class UnfinishedRound:
     attempt: int
     deadline: datetime | None
     wait_end: datetime | None = None
+    keeper: str | None = None
 
 
 class MemberOrder(enum.IntEnum):

@@ -1,6 +1,7 @@
 """Connections to SQLite and PostgreSQL, and what their errors mean to callers."""
 
 import errno
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -25,18 +26,28 @@ Connections: TypeAlias = peewee.SqliteDatabase | PooledPostgresqlDatabase
 
 
 SESSION_KEY = 0x666564726F756E65
-"""The key of the advisory lock that all sessions of a server hold."""
+"""The key of the advisory lock that all sessions of a server without a journal hold."""
 KEEPALIVES = ("SET tcp_keepalives_idle = 10", "SET tcp_keepalives_interval = 5", "SET tcp_keepalives_count = 3")
 """Without them, the locks of a machine that has lost its network would be held for hours."""
+IDLE = "SET idle_in_transaction_session_timeout = '10s'"
+"""Without it, the locks of a server that is paused in the middle of a transaction would be held until it goes on."""
+
+
+def session_key(journal_id: str) -> int:
+    """Returns the key of the advisory lock that all sessions hold of a server with a journal: 63 bits."""
+    digest = hashlib.sha256(journal_id.encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1 if journal_id else SESSION_KEY
 
 
 class _LockedSessions(peewee.PostgresqlDatabase):
+    session_key = SESSION_KEY
+
     def _connect(self) -> Any:
         session = super()._connect()  # type: ignore[misc]  # not in the stubs of peewee
         with session.cursor() as cursor:
-            for setting in KEEPALIVES:
+            for setting in (*KEEPALIVES, IDLE):
                 cursor.execute(setting)
-            cursor.execute("SELECT pg_advisory_lock_shared(%s)", (SESSION_KEY,))
+            cursor.execute("SELECT pg_advisory_lock_shared(%s)", (self.session_key,))
         return session
 
 
@@ -69,18 +80,23 @@ def size_bytes(database: Connections) -> int:
     return int(size)
 
 
-def connect(url: str | Path, *, no_sync: bool = False) -> Connections:
+def connect(url: str | Path, *, no_sync: bool = False, journal_id: str = "") -> Connections:
     """Returns the connections to a database, none of which is open yet; a missing SQLite file is created.
 
     Args:
         url: The database.
         no_sync: Whether SQLite forces nothing to disk; PostgreSQL has a setting of its own.
+        journal_id: The id of the journal of the server that PostgreSQL's sessions are of.
 
     Raises:
         RuntimeError: PostgreSQL's driver is not installed, its URL is not valid, or SQLite's log has lost changes.
         OSError: SQLite's file cannot be created.
     """
-    return _postgres(str(url), ServerConnections) if is_postgres(url) else _sqlite(Path(url), no_sync=no_sync)
+    if not is_postgres(url):
+        return _sqlite(Path(url), no_sync=no_sync)
+    database: Any = _postgres(str(url), ServerConnections)
+    database.session_key = session_key(journal_id)
+    return database
 
 
 def postgres_settings(url: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
@@ -22,6 +23,8 @@ from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import FedroundError
 from fedround_server.store.db import connection
 from fedround_server.store.db.group_commit import Call, Change, Joint, Transactions, answer
+from fedround_server.store.db.lease import DatabaseClock, lease
+from fedround_server.store.db.replica_session import Listener, ReplicaSession
 from fedround_server.store.db.server_lock import ServerLock
 from fedround_server.store.tables.base import database_proxy
 
@@ -41,11 +44,6 @@ def discard(_records: Sequence[AuditRecord]) -> None:
     """Does nothing with what was changed."""
 
 
-def utc_now() -> datetime:
-    """Returns the machine's time."""
-    return datetime.now(UTC)
-
-
 class Database:
     """A database, and the executor that all its verbs run on.
 
@@ -56,21 +54,27 @@ class Database:
     def __init__(
         self,
         url: str | Path,
-        now: Callable[[], datetime] = utc_now,
+        now: Callable[[], datetime] | None = None,
         *,
         no_sync: bool = False,
         counters: Counters | None = None,
         tell: Callable[[Sequence[AuditRecord]], None] = discard,
+        files_id: str = "",
+        journal_id: str = "",
     ) -> None:
         """Connects nothing yet; the arguments are those of `Store`."""
+        self._url = url
+        self._journal_id = journal_id
         self._counters = counters or Counters()
         self._tell = tell
         self.is_postgres = connection.is_postgres(url)
         self._name = connection.database_name(url)
-        self._peewee = connection.connect(url, no_sync=no_sync)
+        self._peewee = connection.connect(url, no_sync=no_sync, journal_id=journal_id)
         # A SQLite file needs no lock: it lies in the data directory, which belongs to one server.
-        self._server_lock = ServerLock(str(url)) if self.is_postgres else None
-        self._transactions = Transactions(self._peewee, now)
+        self._server_lock = ServerLock(str(url), files_id, journal_id) if self.is_postgres else None
+        self.clock = DatabaseClock()
+        self._session: ReplicaSession | None = None
+        self._transactions = Transactions(self._peewee, now or self.clock.now)
         self._waiting: deque[Call] = deque()
         # PostgreSQL's threads take calls from the middle.
         self._waiting_lock = threading.Lock()
@@ -90,16 +94,28 @@ class Database:
             raise RuntimeError("a process has one open store at a time: close the other one first")
         database_proxy.initialize(self._peewee)
         try:
-            # The lock comes first: a newer server must not migrate the database of a running one.
-            if self._server_lock is not None:
-                self._server_lock.take()
-            self._executor.submit(self._migrate).result()
+            # The lock comes first: no server may migrate a database that another one has for itself.
+            with nullcontext() if self._server_lock is None else self._server_lock.starting():
+                self._executor.submit(self._migrate).result()
         except BaseException:
             self.close()
             raise
 
+    def join(self, name: str, version: str, listener: Listener) -> ReplicaSession:
+        """Makes this process a replica, until the database is closed; `Store.join` describes the arguments.
+
+        Raises:
+            StoreUnavailable: The database does not answer.
+        """
+        self._session = ReplicaSession(str(self._url), name, version, self._journal_id, lease, self.clock, listener)
+        self._session.open()
+        return self._session
+
     def close(self) -> None:
         """Waits for running verbs and disconnects."""
+        if self._session is not None:
+            self._session.close()
+        lease.leave()
         self._executor.submit(connection.disconnect, self._peewee).result()
         self._executor.shutdown()
         if self._server_lock is not None:
@@ -116,6 +132,7 @@ class Database:
         Raises:
             StoreUnavailable: The database does not answer; nothing was changed, or the whole change was made.
         """
+        lease.check()
         answered: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         call = Call(verb, name, acting.get(), answered, copy_context(), joint)
         with self._waiting_lock:

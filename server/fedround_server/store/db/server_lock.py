@@ -1,17 +1,29 @@
-"""The server lock: an advisory lock that makes a PostgreSQL database belong to one server."""
+"""The server lock: an advisory lock that servers share which may use a PostgreSQL database at the same time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.store.db.connection import KEEPALIVES, SESSION_KEY, in_one_line, postgres_settings
+from fedround_server.failpoints import reached
+from fedround_server.store.db.connection import KEEPALIVES, SESSION_KEY, in_one_line, postgres_settings, session_key
 
-# Any constant that no other application of the database uses.
+# Any constants that no other application of the database uses. The first is held by all servers: exclusively by those
+# of versions before there were replicas.
 LOCK_KEY = 0x666564726F756E64
+START_KEY = 0x666564726F756E66
 # The database may notice only after a moment that a server was killed.
 LOCK_TIMEOUT = "5s"
+START_TIMEOUT = "10min"
+"""How long another server's start may take: it may migrate the database."""
 SETTINGS = (f"SET lock_timeout = '{LOCK_TIMEOUT}'", *KEEPALIVES)
+UNSHARED = "another server uses this database, and is of a version that shares it with none: stop it first"
+ELSEWHERE = (
+    "another server uses this database, and has its files elsewhere: give both the same place for files, or each a"
+    " database of its own"
+)
+
+COMMITTING = "transactions of an earlier server are in progress in this database: try again when they have ended"
 
 
 class ServerLock:
@@ -20,28 +32,58 @@ class ServerLock:
     It does not show whether transactions of a server that was killed are still in progress: `ServerConnections` does.
     """
 
-    def __init__(self, url: str) -> None:
-        """Takes no lock yet."""
+    def __init__(self, url: str, files_id: str = "", journal_id: str = "") -> None:
+        """Takes no lock yet.
+
+        Args:
+            url: The database.
+            files_id: The id of the place where the server has its files.
+            journal_id: The id of its journal.
+        """
         self._url = url
+        self._files_id = files_id
+        self._journal_id = journal_id
         self._session: Any = None
 
-    def take(self) -> None:
-        """Takes the lock, and waits until no transaction of an earlier server is in progress.
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Takes the lock; the block migrates the database, while no other server starts.
+
+        Before that, it waits until no transaction is in progress of an earlier server with this journal.
 
         Raises:
-            RuntimeError: Another server holds it, or its transactions do not end.
+            RuntimeError: Another server uses the database that does not share it or has its files elsewhere, or
+                transactions of an earlier one do not end.
             StoreUnavailable: The database does not answer.
         """
         with self._mapped_errors():
-            self._take()
-            for function in ("pg_advisory_lock", "pg_advisory_unlock"):
-                self._session.execute(f"SELECT {function}(%s)", (SESSION_KEY,))
+            self._connect()
+            self._execute(f"SET lock_timeout = '{START_TIMEOUT}'")
+            self._execute("SELECT pg_advisory_lock(%s)", START_KEY)
+            self._execute(SETTINGS[0])
+            is_alone = self._take()
+        with self._mapped_errors(COMMITTING):
+            # Earlier versions had one key for all.
+            for key in (SESSION_KEY, session_key(self._journal_id)):
+                for function in ("pg_advisory_lock", "pg_advisory_unlock"):
+                    self._execute(f"SELECT {function}(%s)", key)
+        try:
+            yield
+            with self._mapped_errors():
+                if is_alone:
+                    self._execute("UPDATE server_state SET files_id = %s", self._files_id)
+                    reached("start.claimed")
+                    self._share()
+                self._execute("SELECT pg_advisory_unlock(%s)", START_KEY)
+        except BaseException:
+            self.release()
+            raise
 
     def hold(self) -> None:
-        """Takes the lock, or makes sure that it is still held; a restart of the database releases it.
+        """Makes sure that the lock is held; a restart of the database releases it.
 
         Raises:
-            RuntimeError: Another server holds it.
+            RuntimeError: Another server has taken the database meanwhile.
             StoreUnavailable: The database does not answer.
         """
         # The driver is an extra.
@@ -54,7 +96,11 @@ class ServerLock:
         except psycopg.OperationalError:
             self.release()
         with self._mapped_errors():
-            self._take()
+            self._connect()
+            self._execute("SELECT pg_advisory_lock_shared(%s)", LOCK_KEY)
+            if self._files_elsewhere():
+                self.release()
+                raise RuntimeError(ELSEWHERE)
 
     def release(self) -> None:
         """Releases the lock, if it is held."""
@@ -62,24 +108,57 @@ class ServerLock:
             self._session.close()
             self._session = None
 
-    def _take(self) -> None:
+    def _connect(self) -> None:
         import psycopg
 
         self._session = psycopg.connect(autocommit=True, **postgres_settings(self._url))
         for setting in SETTINGS:
-            self._session.execute(setting)
-        self._session.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
+            self._execute(setting)
+
+    def _execute(self, statement: str, *values: object) -> Any:
+        """Executes a statement; returns the first value that it finds, if any."""
+        cursor = self._session.execute(statement, values)
+        return cursor.fetchone()[0] if cursor.description else None
+
+    def _take(self) -> bool:
+        """Takes the lock: exclusively, and returns True, if no server uses the database; else as one of several.
+
+        Raises:
+            RuntimeError: The other servers have their files elsewhere.
+        """
+        if self._execute("SELECT pg_try_advisory_lock(%s)", LOCK_KEY):
+            return True
+        self._execute("SELECT pg_advisory_lock_shared(%s)", LOCK_KEY)
+        if not self._files_elsewhere():
+            return False
+        self._execute("SELECT pg_advisory_unlock_shared(%s)", LOCK_KEY)
+        import psycopg
+
+        try:
+            self._execute("SELECT pg_advisory_lock(%s)", LOCK_KEY)
+        except psycopg.errors.LockNotAvailable:
+            self.release()
+            raise RuntimeError(ELSEWHERE) from None
+        return True
+
+    def _share(self) -> None:
+        for function in ("pg_advisory_lock_shared", "pg_advisory_unlock"):
+            self._execute(f"SELECT {function}(%s)", LOCK_KEY)
+
+    def _files_elsewhere(self) -> bool:
+        """Returns whether the servers that use the database have their files in another place."""
+        return bool(self._execute("SELECT files_id FROM server_state") != self._files_id)
 
     @contextmanager
-    def _mapped_errors(self) -> Iterator[None]:
-        """Releases the lock if the block fails, and maps the error."""
+    def _mapped_errors(self, refused: str = UNSHARED) -> Iterator[None]:
+        """Releases the lock if the block fails, and maps the error, to a message if a lock is not free."""
         import psycopg
 
         try:
             yield
         except psycopg.errors.LockNotAvailable:
             self.release()
-            raise RuntimeError("another server uses this database: give each server one of its own") from None
+            raise RuntimeError(refused) from None
         except psycopg.OperationalError as error:
             self.release()
             raise StoreUnavailable(f"the database does not answer: {in_one_line(error)}") from error

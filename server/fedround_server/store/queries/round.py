@@ -258,6 +258,7 @@ def list_unfinished_rounds() -> list[UnfinishedRound]:
             RoundRow.attempt,
             RoundRow.deadline,
             RoundRow.wait_end,
+            RoundRow.keeper,
         )
         .join(TrainingRow, on=current)
         .where(
@@ -267,6 +268,8 @@ def list_unfinished_rounds() -> list[UnfinishedRound]:
         .order_by(RoundRow.open_time)
     )
     return [
-        UnfinishedRound(row.training_id, row.number, RoundState(row.state), row.attempt, row.deadline, row.wait_end)
+        UnfinishedRound(
+            row.training_id, row.number, RoundState(row.state), row.attempt, row.deadline, row.wait_end, row.keeper
+        )
         for row in rows
     ]

@@ -21,6 +21,7 @@ from fedround_server.store.tables import (  # noqa: F401
     control_schema,
     failure_schema,
     privacy_schema,
+    replica_schema,
     report_schema,
     shadow_schema,
 )
@@ -225,7 +226,8 @@ class ParticipantRow(Row):
     class Meta:
         table_name = "participant"
         primary_key = CompositeKey("training_id", "user_id")
-        indexes = ((("user_id", "register_time"), False),)
+        # Replicas look for those who were registered by others.
+        indexes = ((("user_id", "register_time"), False), (("register_time",), False))
 
 
 # Each commit looks for those that failed: most did not.
@@ -240,7 +242,8 @@ class RoundRow(Row):
     To count the rows at each update would take 1,000 participants a million steps. Of a cohort that was drawn, it also
     has how many could be chosen in the last draw, and were chosen in all; `needed` is null if it needs all members. The
     population is how many participants could have been asked when it was opened, connected or not; null before, and in
-    rounds of earlier versions of fedround.
+    rounds of earlier versions of fedround. The keeper of a closed round is the replica that aggregates it; SQLite has
+    none.
     """
 
     training_id = id_field()
@@ -265,6 +268,7 @@ class RoundRow(Row):
     deadline = InstantField(null=True)
     wait_end = InstantField(null=True)
     done_time = InstantField(null=True)
+    keeper = id_field(null=True)
 
     class Meta:
         table_name = "round"

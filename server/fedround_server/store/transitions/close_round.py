@@ -19,6 +19,7 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
+from fedround_server.store.db.lease import lease
 from fedround_server.store.db.rows import save
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import participant_ids
@@ -129,7 +130,7 @@ def _set_wait_end(row: RoundRow, policy: RoundPolicy, now: datetime, *, waits: b
 
 def _close(training: TrainingRow, row: RoundRow, now: datetime) -> bool:
     """Closes an open round, and releases the members that are under way; of several callers one is answered True."""
-    closing = RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
+    closing = RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1, keeper=lease.keeper)
     this = (RoundRow.training_id == row.training_id) & (RoundRow.number == row.number)
     closed = bool(closing.where(this, RoundRow.state == RoundState.OPEN.value).execute())
     if closed:

@@ -21,6 +21,7 @@ from fedround_server.store.queries.credentials import (
 from fedround_server.store.queries.user import find_user, list_admin_ids, lock_user
 from fedround_server.store.tables.mapping import to_user
 from fedround_server.store.tables.schema import CertificateNameRow, TokenRow
+from fedround_server.store.transitions.credential_changes import tell_of_change
 
 
 class CredentialVerbs(Verbs):
@@ -84,6 +85,7 @@ class CredentialVerbs(Verbs):
         ).execute()
         add_tokens(user_id, token)
         record("token_rotated", subject=user_id, kept=len(kept))
+        tell_of_change(user_id)
 
     @verb
     def revoke(self, user_id: str, token_id: str) -> None:
@@ -98,6 +100,7 @@ class CredentialVerbs(Verbs):
         if not revoked.execute():
             raise TokenNotFound(token_id)
         record("token_revoked", subject=user_id)
+        tell_of_change(user_id)
 
     @verb
     def set_certificate_names(self, user_id: str, names: Sequence[str]) -> None:
@@ -111,6 +114,7 @@ class CredentialVerbs(Verbs):
         CertificateNameRow.delete().where(CertificateNameRow.user_id == user_id).execute()
         add_certificate_names(user_id, names)
         record("certificate_names_set", subject=user_id, count=len(names))
+        tell_of_change(user_id)
 
 
 def add_tokens(user_id: str, *tokens: Token) -> None:

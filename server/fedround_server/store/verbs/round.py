@@ -35,6 +35,7 @@ from fedround_server.store.queries.aggregation_task import AggregationTask, Repl
 from fedround_server.store.queries.control_variate import find_control_variate
 from fedround_server.store.queries.failure import failed_users
 from fedround_server.store.queries.participant import failed_participants, is_participant, participant_ids
+from fedround_server.store.queries.replica import is_kept_here, keeps
 from fedround_server.store.queries.round import (
     counted_updates,
     find_assignment,
@@ -157,12 +158,12 @@ class RoundVerbs(Verbs):
 
     @verb
     def find_aggregation(self, training_id: str) -> AggregationTask | None:
-        """Returns the training's closed round that has no result yet."""
+        """Returns the training's closed round that has no result yet, if it is this server's to aggregate."""
         training = find_training(training_id)
         if training is None:
             return None
         row = find_round(training_id, training.round)
-        if row is None or row.state != RoundState.AGGREGATING.value:
+        if row is None or row.state != RoundState.AGGREGATING.value or not keeps(row):
             return None
         return aggregation_task(training, row)
 
@@ -193,7 +194,8 @@ class RoundVerbs(Verbs):
     ) -> bool:
         """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
-        An aggregation that was started in an earlier epoch does not commit (fencing). The result is the file that was
+        An aggregation that was started in an earlier epoch, or by a replica that is not the keeper or whose lease has
+        ended, does not commit (fencing). The result is the file that was
         made of the updates, if the round makes one, the state what its aggregation leaves for the next one, the report
         what it has found out about the updates, by user, and the shadows what the shadow aggregations have made.
         """
@@ -216,6 +218,7 @@ class RoundVerbs(Verbs):
                 RoundRow.number == number,
                 RoundRow.state == RoundState.AGGREGATING.value,
                 RoundRow.epoch == epoch,
+                is_kept_here(),
             )
             .execute()
         )
@@ -248,7 +251,7 @@ class RoundVerbs(Verbs):
         """
         training = lock_training(training_id)
         row = None if training is None else find_round(training_id, number)
-        if training is None or row is None or row.state != RoundState.AGGREGATING.value or row.epoch != epoch:
+        if training is None or row is None or not _is_at(row, epoch):
             return False
         if training.stop == Stop.NOW.value:
             end_training.abandon(training)
@@ -263,7 +266,7 @@ class RoundVerbs(Verbs):
         """Ends a training whose round cannot be aggregated; fenced like `commit`."""
         training = lock_training(training_id)
         row = None if training is None else find_round(training_id, number)
-        if training is None or row is None or row.state != RoundState.AGGREGATING.value or row.epoch != epoch:
+        if training is None or row is None or not _is_at(row, epoch):
             return False
         end_training.fail(training, TrainingFailure(reason, message), now)
         return True
@@ -344,6 +347,11 @@ class RoundVerbs(Verbs):
         """
         training = _training_of_actor(training_id, actor_id, "look into")
         return summaries(training, page_rounds(training, before, limit))
+
+
+def _is_at(row: RoundRow, epoch: int) -> bool:
+    """Returns whether a round is closed, in an epoch, and this server's to aggregate."""
+    return row.state == RoundState.AGGREGATING.value and row.epoch == epoch and keeps(row)
 
 
 def _round_of_participant(training_id: str, number: int, user_id: str) -> tuple[TrainingRow, RoundRow]:

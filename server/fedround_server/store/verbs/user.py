@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from peewee import EXCLUDED
+
 from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists, UserNotFound
 from fedround_server.domain.user import Role, User, UserView, retired_name
 from fedround_server.store.db.audit_trail import record
@@ -23,6 +25,7 @@ from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_user
 from fedround_server.store.tables.schema import LastSeenRow, UserRow
 from fedround_server.store.transitions import end_training
+from fedround_server.store.transitions.credential_changes import tell_of_change
 from fedround_server.store.transitions.participants import leave
 from fedround_server.store.transitions.training import state_of
 from fedround_server.store.transitions.versions import remove_model
@@ -41,6 +44,7 @@ class UserVerbs(Verbs):
             CertificateNameTaken: A certificate name is another user's.
         """
         _create(users)
+        tell_of_change()
 
     @verb
     def set_labels(self, user_id: str, labels: Mapping[str, str]) -> None:
@@ -57,6 +61,7 @@ class UserVerbs(Verbs):
         row.labels = dict(labels)
         save(row)
         record("user_updated", subject=user_id, labels=len(labels))
+        tell_of_change()
 
     @verb
     def get(self, user_id: str) -> User:
@@ -108,6 +113,7 @@ class UserVerbs(Verbs):
         if remove_models:
             for model in lock_models_of_owner(user_id):
                 remove_model(model, now)
+        tell_of_change(user_id)
         return [training.training_id for training in trainings]
 
     @verb
@@ -116,7 +122,10 @@ class UserVerbs(Verbs):
         rows = [{"user_id": user_id, "seen_time": seen[user_id]} for user_id in sorted(seen)]
         for start in range(0, len(rows), BATCH_ROWS):
             LastSeenRow.insert_many(rows[start : start + BATCH_ROWS]).on_conflict(
-                conflict_target=[LastSeenRow.user_id], preserve=[LastSeenRow.seen_time]
+                conflict_target=[LastSeenRow.user_id],
+                preserve=[LastSeenRow.seen_time],
+                # Another replica may have seen the user since.
+                where=EXCLUDED.seen_time > LastSeenRow.seen_time,
             ).execute()
 
 

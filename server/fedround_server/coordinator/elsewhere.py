@@ -1,0 +1,61 @@
+"""Who is connected to other replicas, as these told last."""
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+
+from fedround_server.domain.replica import UserPresence
+
+
+class Elsewhere:
+    """The users of the other replicas; without replicas there are none, and every question is answered at once."""
+
+    def __init__(self) -> None:
+        """Knows of no user."""
+        self._users: dict[str, dict[str, UserPresence]] = {}
+        # When users were last seen at replicas that have ended.
+        self._seen: dict[str, datetime] = {}
+
+    def is_connected(self, user_id: str, now: datetime) -> bool:
+        """Returns whether a call of a user is in progress, or the user is listening."""
+        return any(one.seen_time is None or one.is_listening(now) for one in self._of(user_id))
+
+    def is_listening(self, user_id: str, now: datetime) -> bool:
+        """Returns whether a user has a subscription open, or is expected to check in."""
+        return any(one.is_listening(now) for one in self._of(user_id))
+
+    def listeners(self, now: datetime) -> frozenset[str]:
+        """Returns all users that are listening."""
+        return frozenset(
+            one.user_id for users in self._users.values() for one in users.values() if one.is_listening(now)
+        )
+
+    def last_seen(self, user_id: str, now: datetime) -> datetime | None:
+        """Returns when a user was last seen; that is now while it is connected."""
+        times = [now if one.seen_time is None else one.seen_time for one in self._of(user_id)]
+        if user_id in self._seen:
+            times.append(self._seen[user_id])
+        return max(times, default=None)
+
+    def attributes(self, user_id: str) -> Mapping[str, str]:
+        """Returns what a user says of itself."""
+        return next((dict(one.attributes) for one in self._of(user_id) if one.attributes), {})
+
+    def sessions(self, user_id: str) -> Iterable[tuple[str, str | None, str]]:
+        """Returns the programs that take part as a user: id of the session, training (None for all), and since when."""
+        return [session for one in self._of(user_id) if one.seen_time is None for session in one.sessions]
+
+    def update(self, replica_id: str, users: Iterable[UserPresence]) -> None:
+        """Records what a replica tells of users."""
+        self._users.setdefault(replica_id, {}).update({one.user_id: one for one in users})
+
+    def keep(self, replica_ids: Collection[str], now: datetime) -> None:
+        """Keeps what these replicas told; the users of all others were seen until now."""
+        for replica_id in self._users.keys() - set(replica_ids):
+            for one in self._users.pop(replica_id).values():
+                seen = now if one.seen_time is None else one.seen_time
+                self._seen[one.user_id] = max(seen, self._seen.get(one.user_id, seen))
+
+    def _of(self, user_id: str) -> Iterable[UserPresence]:
+        if not self._users:
+            return ()
+        return [users[user_id] for users in self._users.values() if user_id in users]

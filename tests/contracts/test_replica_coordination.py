@@ -1,0 +1,172 @@
+"""What a coordinator does as one of several replicas: it learns what others did, and takes up what they have left."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from contracts.coordination import Coordination, coordinating
+from contracts.test_replicas import Other, end_lease, eventually, hand_over
+from contracts.world import new_id
+from fedround_server.domain.errors import AlreadyParticipating
+from fedround_server.domain.event import Event, TrainingRemoved
+from fedround_server.domain.replica import UserPresence
+from fedround_server.store import Store
+from fedround_server.store.queries.replica import from_presence
+from fedround_server.store.verbs.replica import PUBLISH
+
+pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+
+
+@asynccontextmanager
+async def joined(store: Store, folder: Path, database: str) -> AsyncIterator[tuple[Coordination, Other]]:
+    """A coordinator that is a replica, and knows of another one."""
+    async with coordinating(store, folder) as coordination:
+        coordination.coordinator.replicas.join("this", "1")
+        await coordination.coordinator.recover()
+        other = Other(database)
+        try:
+            await eventually(lambda: coordination.context.peers.others)
+            yield coordination, other
+        finally:
+            other.session.close()
+
+
+def tell(database: str, other: Other, version: int, *users: UserPresence) -> None:
+    """Has the other replica tell of users."""
+    columns = [list(values) for values in zip(*map(from_presence, users), strict=True)]
+    with psycopg.connect(database) as connection:
+        connection.execute(PUBLISH, (other.id, version, *columns))
+        last = (version + len(users), other.id)
+        connection.execute("UPDATE replica SET presence_version = %s WHERE replica_id = %s", last)
+
+
+async def subscribed(coordination: Coordination, user: str, training_id: str | None) -> "asyncio.Queue[Any]":
+    """What a subscription is sent, once it waits."""
+    sent: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def greet() -> None:
+        await sent.put("greeting")
+
+    follow = coordination.coordinator.subscriptions.follow(user, training_id, {}, sent.put, greet)
+    coordination.context.background.create_task(follow)
+    assert await sent.get()
+    return sent
+
+
+async def test_a_subscriber_learns_of_an_event_without_a_notification(
+    store: Store, tmp_path: Path, database: str
+) -> None:
+    async with joined(store, tmp_path, database) as (coordination, _):
+        actor, (client,), training = await coordination.running(1)
+        sent = await subscribed(coordination, client, training.training_id)
+        # As by another server, whose wake-up is lost.
+        await store.trainings.remove(training.training_id, actor, force=True, now=coordination.world.now)
+        event = await sent.get()
+        assert isinstance(event, Event)
+        assert isinstance(event.payload, TrainingRemoved)
+
+
+async def test_a_user_that_another_server_registers_learns_of_it_without_a_notification(
+    store: Store, tmp_path: Path, database: str
+) -> None:
+    async with joined(store, tmp_path, database) as (coordination, _):
+        actor, _, training = await coordination.running(1)
+        late = await coordination.world.user()
+        sent = await subscribed(coordination, late, None)
+        await store.trainings.register(training.training_id, actor, [late], coordination.clock.now())
+        assert (await sent.get()).training_id == training.training_id
+
+
+async def test_users_of_another_replica_are_present(store: Store, tmp_path: Path, database: str) -> None:
+    async with joined(store, tmp_path, database) as (coordination, other):
+        presence, user = coordination.context.presence, new_id()
+        session = ("session", None, "2026-01-01T00:00:00+00:00")
+        tell(database, other, 0, UserPresence(user, True, None, (session,), (("gpu", "1"),)))
+        await eventually(lambda: presence.is_listening(user))
+        assert presence.is_connected(user)
+        assert user in presence.listeners()
+        assert presence.attributes(user) == {"gpu": "1"}
+        assert presence.last_seen(user, coordination.clock.now()) == coordination.clock.now()
+        client = await coordination.world.user()
+        following = coordination.coordinator.subscriptions.follow
+        with pytest.raises(AlreadyParticipating):
+            await following(user, None, {}, print, print, session_id="another")  # type: ignore[arg-type]
+        seen = coordination.clock.now()
+        tell(database, other, 1, UserPresence(user, False, seen), UserPresence(client, True, None))
+        await eventually(lambda: not presence.is_connected(user) and presence.is_listening(client))
+        assert presence.last_seen(user, coordination.clock.now()) == seen
+        # Those of a replica that ends were seen until then.
+        other.session.close()
+        await eventually(lambda: not presence.is_listening(client))
+        assert presence.last_seen(client, coordination.clock.now()) == coordination.clock.now()
+
+
+async def test_many_users_are_told_of_with_few_statements(
+    store: Store, tmp_path: Path, database: str, verbs: list[str]
+) -> None:
+    async with joined(store, tmp_path, database) as (coordination, _):
+        presence, clock = coordination.context.presence, coordination.clock
+        users = {new_id() for _ in range(3000)}
+        for user in users:
+            presence.begin(user, clock.now())
+        me = str(store.replica_id)
+
+        def told() -> set[tuple[str, bool]]:
+            with psycopg.connect(database) as connection:
+                query = "SELECT user_id, listening FROM presence WHERE replica_id = %s"
+                return set(connection.execute(query, (me,)).fetchall())
+
+        await eventually(lambda: told() == {(user, True) for user in users})
+        assert verbs.count("replica.publish_presence") <= 4
+        # A call of a user that is connected anyway is no news, and one that leaves is.
+        verbs.clear()
+        first, *others = sorted(users)
+        for user in others:
+            presence.begin_call(user, clock.now())
+            presence.end_call(user, clock.now())
+        presence.end(first, clock.now())
+        await eventually(lambda: (first, False) in told())
+        assert verbs.count("replica.publish_presence") == 1
+
+
+async def test_the_round_of_a_dead_replica_is_aggregated(store: Store, tmp_path: Path, database: str) -> None:
+    async with joined(store, tmp_path, database) as (coordination, other):
+        coordination.engine.may_end.clear()
+        actor, (client,), training = await coordination.running(1)
+        await coordination.submit(training.training_id, 0, client)
+        await eventually(lambda: coordination.engine.jobs)
+        # Another replica has taken it over meanwhile, with a higher epoch.
+        hand_over(database, training.training_id, other.id)
+        coordination.engine.may_end.set()
+        for _ in range(3):
+            await coordination.coordinator.rounds.reconcile()
+        found = await store.trainings.get(training.training_id, actor)
+        assert found.model_version == 0
+        end_lease(database, other.id)
+        other.session.close()
+        await coordination.until(actor, training.training_id, lambda training: training.model_version == 1)
+
+
+async def test_a_round_that_a_live_replica_keeps_is_not_touched(store: Store, tmp_path: Path, database: str) -> None:
+    async with joined(store, tmp_path, database) as (coordination, other):
+        actor, (client,), training = await coordination.world.running(1)
+        await coordination.world.submit(training.training_id, 0, client)
+        hand_over(database, training.training_id, other.id)
+        await coordination.coordinator.rounds.reconcile()
+        await coordination.coordinator.rounds.follow_up(training.training_id)
+        assert coordination.engine.jobs == []
+        assert (await store.trainings.get(training.training_id, actor)).round_closed
+
+
+async def test_what_others_have_ended_is_forgotten(store: Store, tmp_path: Path, database: str) -> None:
+    async with joined(store, tmp_path, database) as (coordination, _):
+        actor, _, training = await coordination.running(1)
+        assert coordination.coordinator.rounds.absences.watched() == [training.training_id]
+        await store.trainings.remove(training.training_id, actor, force=True, now=coordination.world.now)
+        await coordination.coordinator.rounds.reconcile()
+        assert coordination.coordinator.rounds.absences.watched() == []
