@@ -156,6 +156,7 @@ def _calls(status: ServerStatus) -> Iterable[Metric]:
     about = {"version": status.version, "database": status.store.kind}
     yield InfoMetricFamily("fedround_build", "The version of fedround, and the kind of its database.", value=about)
     yield _gauge("start_time_seconds", "When the server was started.", counters.start_time.timestamp())
+    yield _gauge("replicas", "Replicas that are alive, this one included; 0 on SQLite.", len(status.replicas))
     yield _labelled(
         CounterMetricFamily, "calls", "Calls that have ended.", "method code", sorted(counters.calls.items())
     )

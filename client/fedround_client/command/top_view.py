@@ -123,6 +123,8 @@ class View:
         )
         yield "rounds", f"{_rate(rates.rounds)} done; running trainings: {status.running_trainings}", ""
         yield "server", f"CPU {rates.cpu:.0%} of a core, memory {size_text(status.memory_bytes)}", ""
+        if status.replicas:
+            yield "replicas", ", ".join(one_line(one.name) for one in status.replicas), ""
         yield (
             "worker",
             f"jobs: {worker.jobs_running} running, {worker.jobs_waiting} waiting, {_rate(rates.jobs)} done;"

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64round/v1/server.proto\x12\x0b\x66\x65\x64round.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x18\n\x16GetServerStatusRequest\"D\n\x17GetServerStatusResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.fedround.v1.ServerStatus\"\xc0\x05\n\x0cServerStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63urrent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05\x63\x61lls\x18\x04 \x03(\x0b\x32\x16.fedround.v1.CallCount\x12\x16\n\x0ereceived_bytes\x18\x05 \x01(\x04\x12\x12\n\nsent_bytes\x18\x06 \x01(\x04\x12\x19\n\x11\x63\x61lls_in_progress\x18\x07 \x01(\r\x12\x0f\n\x07uploads\x18\x08 \x01(\r\x12\x11\n\tdownloads\x18\t \x01(\r\x12\x15\n\rsubscriptions\x18\n \x01(\r\x12\x18\n\x10updates_accepted\x18\x0b \x01(\x04\x12H\n\x10updates_rejected\x18\x0c \x03(\x0b\x32..fedround.v1.ServerStatus.UpdatesRejectedEntry\x12\x1c\n\x14participant_failures\x18\r \x01(\x04\x12\x13\n\x0brounds_done\x18\x0e \x01(\x04\x12\x19\n\x11running_trainings\x18\x0f \x01(\r\x12)\n\x06worker\x18\x10 \x01(\x0b\x32\x19.fedround.v1.WorkerStatus\x12\x14\n\x0cmemory_bytes\x18\x11 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x12 \x01(\x01\x12%\n\x04\x64isk\x18\x13 \x01(\x0b\x32\x17.fedround.v1.DiskStatus\x12-\n\x08\x64\x61tabase\x18\x14 \x01(\x0b\x32\x1b.fedround.v1.DatabaseStatus\x1a\x36\n\x14UpdatesRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"8\n\tCallCount\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"t\n\x0cWorkerStatus\x12\x14\n\x0cjobs_waiting\x18\x01 \x01(\r\x12\x14\n\x0cjobs_running\x18\x02 \x01(\r\x12\x11\n\tjobs_done\x18\x03 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07\x63rashes\x18\x05 \x01(\x04\"\x97\x01\n\nDiskStatus\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x12\n\nfree_bytes\x18\x02 \x01(\x04\x12\x16\n\x0emin_free_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\x04 \x01(\x04\x12\x18\n\x10max_stored_bytes\x18\x05 \x01(\x04\x12\x18\n\x10unfinished_bytes\x18\x06 \x01(\x04\"[\n\x0e\x44\x61tabaseStatus\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommits\x18\x03 \x01(\x04\x12\x16\n\x0e\x63ommit_seconds\x18\x04 \x01(\x01\"\x15\n\x13\x43ollectFilesRequest\"=\n\x14\x43ollectFilesResponse\x12\x11\n\tnum_files\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x32\xc2\x01\n\rServerService\x12\\\n\x0fGetServerStatus\x12#.fedround.v1.GetServerStatusRequest\x1a$.fedround.v1.GetServerStatusResponse\x12S\n\x0c\x43ollectFiles\x12 .fedround.v1.CollectFilesRequest\x1a!.fedround.v1.CollectFilesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64round/v1/server.proto\x12\x0b\x66\x65\x64round.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x18\n\x16GetServerStatusRequest\"D\n\x17GetServerStatusResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.fedround.v1.ServerStatus\"\xfc\x05\n\x0cServerStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63urrent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05\x63\x61lls\x18\x04 \x03(\x0b\x32\x16.fedround.v1.CallCount\x12\x16\n\x0ereceived_bytes\x18\x05 \x01(\x04\x12\x12\n\nsent_bytes\x18\x06 \x01(\x04\x12\x19\n\x11\x63\x61lls_in_progress\x18\x07 \x01(\r\x12\x0f\n\x07uploads\x18\x08 \x01(\r\x12\x11\n\tdownloads\x18\t \x01(\r\x12\x15\n\rsubscriptions\x18\n \x01(\r\x12\x18\n\x10updates_accepted\x18\x0b \x01(\x04\x12H\n\x10updates_rejected\x18\x0c \x03(\x0b\x32..fedround.v1.ServerStatus.UpdatesRejectedEntry\x12\x1c\n\x14participant_failures\x18\r \x01(\x04\x12\x13\n\x0brounds_done\x18\x0e \x01(\x04\x12\x19\n\x11running_trainings\x18\x0f \x01(\r\x12)\n\x06worker\x18\x10 \x01(\x0b\x32\x19.fedround.v1.WorkerStatus\x12\x14\n\x0cmemory_bytes\x18\x11 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x12 \x01(\x01\x12%\n\x04\x64isk\x18\x13 \x01(\x0b\x32\x17.fedround.v1.DiskStatus\x12-\n\x08\x64\x61tabase\x18\x14 \x01(\x0b\x32\x1b.fedround.v1.DatabaseStatus\x12\x12\n\nreplica_id\x18\x15 \x01(\t\x12&\n\x08replicas\x18\x16 \x03(\x0b\x32\x14.fedround.v1.Replica\x1a\x36\n\x14UpdatesRejectedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"l\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"8\n\tCallCount\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"t\n\x0cWorkerStatus\x12\x14\n\x0cjobs_waiting\x18\x01 \x01(\r\x12\x14\n\x0cjobs_running\x18\x02 \x01(\r\x12\x11\n\tjobs_done\x18\x03 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07\x63rashes\x18\x05 \x01(\x04\"\x97\x01\n\nDiskStatus\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x12\n\nfree_bytes\x18\x02 \x01(\x04\x12\x16\n\x0emin_free_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\x04 \x01(\x04\x12\x18\n\x10max_stored_bytes\x18\x05 \x01(\x04\x12\x18\n\x10unfinished_bytes\x18\x06 \x01(\x04\"[\n\x0e\x44\x61tabaseStatus\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommits\x18\x03 \x01(\x04\x12\x16\n\x0e\x63ommit_seconds\x18\x04 \x01(\x01\"\x15\n\x13\x43ollectFilesRequest\"=\n\x14\x43ollectFilesResponse\x12\x11\n\tnum_files\x18\x01 \x01(\r\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x32\xc2\x01\n\rServerService\x12\\\n\x0fGetServerStatus\x12#.fedround.v1.GetServerStatusRequest\x1a$.fedround.v1.GetServerStatusResponse\x12S\n\x0c\x43ollectFiles\x12 .fedround.v1.CollectFilesRequest\x1a!.fedround.v1.CollectFilesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,21 +39,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERSTATUSRESPONSE']._serialized_start=100
   _globals['_GETSERVERSTATUSRESPONSE']._serialized_end=168
   _globals['_SERVERSTATUS']._serialized_start=171
-  _globals['_SERVERSTATUS']._serialized_end=875
-  _globals['_SERVERSTATUS_UPDATESREJECTEDENTRY']._serialized_start=821
-  _globals['_SERVERSTATUS_UPDATESREJECTEDENTRY']._serialized_end=875
-  _globals['_CALLCOUNT']._serialized_start=877
-  _globals['_CALLCOUNT']._serialized_end=933
-  _globals['_WORKERSTATUS']._serialized_start=935
-  _globals['_WORKERSTATUS']._serialized_end=1051
-  _globals['_DISKSTATUS']._serialized_start=1054
-  _globals['_DISKSTATUS']._serialized_end=1205
-  _globals['_DATABASESTATUS']._serialized_start=1207
-  _globals['_DATABASESTATUS']._serialized_end=1298
-  _globals['_COLLECTFILESREQUEST']._serialized_start=1300
-  _globals['_COLLECTFILESREQUEST']._serialized_end=1321
-  _globals['_COLLECTFILESRESPONSE']._serialized_start=1323
-  _globals['_COLLECTFILESRESPONSE']._serialized_end=1384
-  _globals['_SERVERSERVICE']._serialized_start=1387
-  _globals['_SERVERSERVICE']._serialized_end=1581
+  _globals['_SERVERSTATUS']._serialized_end=935
+  _globals['_SERVERSTATUS_UPDATESREJECTEDENTRY']._serialized_start=881
+  _globals['_SERVERSTATUS_UPDATESREJECTEDENTRY']._serialized_end=935
+  _globals['_REPLICA']._serialized_start=937
+  _globals['_REPLICA']._serialized_end=1045
+  _globals['_CALLCOUNT']._serialized_start=1047
+  _globals['_CALLCOUNT']._serialized_end=1103
+  _globals['_WORKERSTATUS']._serialized_start=1105
+  _globals['_WORKERSTATUS']._serialized_end=1221
+  _globals['_DISKSTATUS']._serialized_start=1224
+  _globals['_DISKSTATUS']._serialized_end=1375
+  _globals['_DATABASESTATUS']._serialized_start=1377
+  _globals['_DATABASESTATUS']._serialized_end=1468
+  _globals['_COLLECTFILESREQUEST']._serialized_start=1470
+  _globals['_COLLECTFILESREQUEST']._serialized_end=1491
+  _globals['_COLLECTFILESRESPONSE']._serialized_start=1493
+  _globals['_COLLECTFILESRESPONSE']._serialized_end=1554
+  _globals['_SERVERSERVICE']._serialized_start=1557
+  _globals['_SERVERSERVICE']._serialized_end=1751
 # @@protoc_insertion_point(module_scope)

@@ -106,6 +106,8 @@ class ServerStatus(_message.Message):
     CPU_SECONDS_FIELD_NUMBER: _builtins.int
     DISK_FIELD_NUMBER: _builtins.int
     DATABASE_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of fedround."""
     received_bytes: _builtins.int
@@ -132,6 +134,8 @@ class ServerStatus(_message.Message):
     """Resident memory of the server's process, in bytes."""
     cpu_seconds: _builtins.float
     """CPU time of the server's process, in seconds. A counter."""
+    replica_id: _builtins.str
+    """Id of this server in `replicas`; empty on SQLite."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the server was started."""
@@ -160,6 +164,12 @@ class ServerStatus(_message.Message):
     def database(self) -> Global___DatabaseStatus:
         """The database."""
 
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
+        """The servers that share the database, as far as this one knows, also this one, the oldest first. None on SQLite. What
+        else is in this message is of this server alone, except running_trainings and the size of the database.
+        """
+
     def __init__(
         self,
         *,
@@ -183,14 +193,52 @@ class ServerStatus(_message.Message):
         cpu_seconds: _builtins.float = ...,
         disk: Global___DiskStatus | None = ...,
         database: Global___DatabaseStatus | None = ...,
+        replica_id: _builtins.str = ...,
+        replicas: _abc.Iterable[Global___Replica] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["current_time", b"current_time", "database", b"database", "disk", b"disk", "start_time", b"start_time", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "calls_in_progress", b"calls_in_progress", "cpu_seconds", b"cpu_seconds", "current_time", b"current_time", "database", b"database", "disk", b"disk", "downloads", b"downloads", "memory_bytes", b"memory_bytes", "participant_failures", b"participant_failures", "received_bytes", b"received_bytes", "rounds_done", b"rounds_done", "running_trainings", b"running_trainings", "sent_bytes", b"sent_bytes", "start_time", b"start_time", "subscriptions", b"subscriptions", "updates_accepted", b"updates_accepted", "updates_rejected", b"updates_rejected", "uploads", b"uploads", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "calls_in_progress", b"calls_in_progress", "cpu_seconds", b"cpu_seconds", "current_time", b"current_time", "database", b"database", "disk", b"disk", "downloads", b"downloads", "memory_bytes", b"memory_bytes", "participant_failures", b"participant_failures", "received_bytes", b"received_bytes", "replica_id", b"replica_id", "replicas", b"replicas", "rounds_done", b"rounds_done", "running_trainings", b"running_trainings", "sent_bytes", b"sent_bytes", "start_time", b"start_time", "subscriptions", b"subscriptions", "updates_accepted", b"updates_accepted", "updates_rejected", b"updates_rejected", "uploads", b"uploads", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServerStatus: _TypeAlias = ServerStatus  # noqa: Y015
+
+@_typing.final
+class Replica(_message.Message):
+    """One of several servers on a PostgreSQL database."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    replica_id: _builtins.str
+    """Id, a new one after each start, and after it has lost its lease."""
+    name: _builtins.str
+    """How operators know it."""
+    version: _builtins.str
+    """Its version of fedround."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began under this id."""
+
+    def __init__(
+        self,
+        *,
+        replica_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "replica_id", b"replica_id", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replica: _TypeAlias = Replica  # noqa: Y015
 
 @_typing.final
 class CallCount(_message.Message):

@@ -77,4 +77,14 @@ def _status(found: ServerStatus) -> server_pb2.ServerStatus:
             commits=counters.commits.count,
             commit_seconds=counters.commits.seconds,
         ),
+        replica_id=found.replica_id or "",
+        replicas=[
+            server_pb2.Replica(
+                replica_id=one.replica_id,
+                name=one.name,
+                version=one.version,
+                start_time=convert.timestamp(one.start_time),
+            )
+            for one in found.replicas
+        ],
     )
