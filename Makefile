@@ -8,7 +8,7 @@ ARGS   ?=
 JOBS   ?= 3
 # The sizes of `make chaos`, and the seed of its random choices: kills of servers by scripted clients, repeats of each
 # race, fuzzed inputs, runs of the state machine, means in each type, random networks, kills of the worker, kills of a
-# server in one training.
+# server in one training, kills and pauses of servers that share a database.
 KILLS        ?= 300
 RACES        ?= 20
 FUZZ         ?= 50000
@@ -17,11 +17,12 @@ ELEMENTS     ?= 1000000
 NETWORKS     ?= 3
 WORKER_KILLS ?= 10
 ROUND_KILLS  ?= 10
+REPLICA_FAULTS ?= 15
 SEED         ?= 1
 # `all` fails each call of the storage layer, instead of one of each kind.
 FAULTS       ?=
 
-SIZES := RACES FUZZ MACHINE ELEMENTS NETWORKS WORKER_KILLS ROUND_KILLS FAULTS SEED
+SIZES := RACES FUZZ MACHINE ELEMENTS NETWORKS WORKER_KILLS ROUND_KILLS REPLICA_FAULTS FAULTS SEED
 QUICK := not chaos and not examples
 
 sizes = $(foreach name,$(SIZES),FEDROUND_CHAOS_$(name)=$($(name)))
