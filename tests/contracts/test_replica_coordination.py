@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,12 @@ async def test_a_user_that_another_server_registers_learns_of_it_without_a_notif
 
 async def test_users_of_another_replica_are_present(store: Store, tmp_path: Path, database: str) -> None:
     async with joined(store, tmp_path, database) as (coordination, other):
-        presence, user = coordination.context.presence, new_id()
+        presence, user, now = coordination.context.presence, new_id(), coordination.clock.now
         session = ("session", None, "2026-01-01T00:00:00+00:00")
         tell(database, other, 0, UserPresence(user, True, None, (session,), (("gpu", "1"),)))
-        await eventually(lambda: presence.is_listening(user))
-        assert presence.is_connected(user)
-        assert user in presence.listeners()
+        await eventually(lambda: presence.is_listening(user, now()))
+        assert presence.is_connected(user, now())
+        assert user in presence.listeners(now())
         assert presence.attributes(user) == {"gpu": "1"}
         assert presence.last_seen(user, coordination.clock.now()) == coordination.clock.now()
         client = await coordination.world.user()
@@ -98,12 +99,42 @@ async def test_users_of_another_replica_are_present(store: Store, tmp_path: Path
             await following(user, None, {}, print, print, session_id="another")  # type: ignore[arg-type]
         seen = coordination.clock.now()
         tell(database, other, 1, UserPresence(user, False, seen), UserPresence(client, True, None))
-        await eventually(lambda: not presence.is_connected(user) and presence.is_listening(client))
+        await eventually(lambda: not presence.is_connected(user, now()) and presence.is_listening(client, now()))
         assert presence.last_seen(user, coordination.clock.now()) == seen
         # Those of a replica that ends were seen until then.
         other.session.close()
-        await eventually(lambda: not presence.is_listening(client))
+        await eventually(lambda: not presence.is_listening(client, now()))
         assert presence.last_seen(client, coordination.clock.now()) == coordination.clock.now()
+
+
+async def test_who_checks_in_at_another_replica_is_present_until_it_is_late(
+    store: Store, tmp_path: Path, database: str
+) -> None:
+    async with joined(store, tmp_path, database) as (coordination, other):
+        presence, user, now = coordination.context.presence, new_id(), coordination.clock.now
+        tell(database, other, 0, UserPresence(user, False, now(), expected_until=now() + timedelta(minutes=1)))
+        await eventually(lambda: presence.is_listening(user, now()))
+        assert presence.is_connected(user, now())
+        assert user in presence.listeners(now())
+        coordination.clock.advance(timedelta(minutes=1))
+        assert not presence.is_connected(user, now())
+        assert user not in presence.listeners(now())
+
+
+async def test_other_replicas_are_told_until_when_a_user_is_expected(
+    store: Store, tmp_path: Path, database: str
+) -> None:
+    async with joined(store, tmp_path, database) as (coordination, _):
+        user, until = new_id(), coordination.clock.now() + timedelta(hours=1)
+        coordination.context.presence.see(user, coordination.clock.now())
+        coordination.context.presence.expect(user, until)
+        me = str(store.replica_id)
+
+        async def told() -> bool:
+            return until in [one.expected_until for _, one in await store.replicas.presence(me, 0)]
+
+        while not await told():
+            await asyncio.sleep(0.05)
 
 
 async def test_many_users_are_told_of_with_few_statements(

@@ -137,8 +137,8 @@ class Presence:
         self._changed = None if changed is None or self._changed is None else self._changed.union(changed)
 
     def users_here(self) -> set[str]:
-        """Returns the users with a call to this server in progress."""
-        return self._calls.keys() | self._listening.keys()
+        """Returns the users with a call to this server in progress, and those that check in at it."""
+        return self._calls.keys() | self._listening.keys() | self._expected.keys()
 
     def take_news(self, now: datetime) -> dict[str, datetime]:
         """Returns when users were last seen, for those seen since the last call; gives up those that did not return."""
