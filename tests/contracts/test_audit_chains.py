@@ -77,6 +77,31 @@ async def test_only_changes_of_the_same_training_wait_for_each_other(
     await check(store)
 
 
+async def test_two_transactions_may_begin_the_same_chain(
+    store: Store, held: tuple[threading.Event, threading.Event]
+) -> None:
+    if not store._database.is_postgres:
+        pytest.skip("SQLite has a single writer")
+    there, go_on = held
+    chain = new_id()
+    runs = []
+
+    def verb() -> None:
+        runs.append(chain)
+        append(AuditRecord("tested", chain))
+
+    holding = asyncio.create_task(change(store, chain, name="held"))
+    await asyncio.to_thread(there.wait, 60)
+    waits = asyncio.create_task(store._database.run(verb, "change"))
+    await asyncio.to_thread(until, waiting_for_locks)
+    go_on.set()
+    await asyncio.gather(holding, waits)
+    # A verb that fails by a key that was inserted meanwhile runs again once, and may fail by another one then.
+    assert len(runs) == 1
+    assert [entry.action for entry in await chained(store) if entry.chain == chain] == ["tested", "tested"]
+    await check(store)
+
+
 async def test_changes_of_several_trainings_never_wait_for_each_other_in_a_circle(store: Store, world: World) -> None:
     # The last ones have no chain yet, and two transactions may begin one at the same time.
     chains = ["", *[(await world.running(1))[2].training_id for _ in range(3)], *[new_id() for _ in range(20)]]

@@ -8,7 +8,6 @@ import pytest
 from contracts.world import World
 from fedround_server.coordinator import Context
 from fedround_server.coordinator.check_in import CheckedIn, CheckIns, Full
-from fedround_server.coordinator.sessions import Sessions
 from fedround_server.domain.event import (
     ClientRemoved,
     Event,
@@ -31,7 +30,7 @@ class Device:
         context = Context(store, NOTHING, NOTHING, Hub(), NOTHING, Limits(check_in=timedelta(seconds=8)))
         self.presence = context.presence
         self.cursors: dict[str, int] = {}
-        self._check_ins = CheckIns(context, Sessions(), lambda: 0.25)
+        self._check_ins = CheckIns(context, lambda: 0.25)
         self._user = user
         self._at_a_time = at_a_time
 

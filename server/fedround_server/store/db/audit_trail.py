@@ -8,7 +8,7 @@ from typing import Any
 
 from peewee import ModelSelect
 
-from fedround_server.domain.audit import SERVER, AuditEntry, AuditHead, AuditRecord, audit_chain
+from fedround_server.domain.audit import SERVER, START, AuditEntry, AuditHead, AuditRecord, audit_chain
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.db.rows import insert, locked, new_row, save
 from fedround_server.store.tables.audit_schema import AuditHeadRow, AuditRow
@@ -62,24 +62,28 @@ def write(changes: Iterable[tuple[str, Sequence[AuditRecord]]], now: Callable[[]
     # The lock on the head of a chain makes changes wait for the commit of the one before. Heads are locked after all
     # other rows, and always in this order: trainings by id, then the server. So there is no deadlock, and a
     # transaction that holds a head waits for commits alone.
-    heads = {chain: row for chain in sorted(chains - {SERVER}) if (row := _head.first(chain)) is not None}
-    begun = {chain: new_row(AuditHeadRow, chain=chain) for chain in sorted(chains - heads.keys() - {SERVER})}
-    if begun or SERVER in chains:
+    heads = {chain: _head.first(chain) or _begin(chain) for chain in sorted(chains - {SERVER})}
+    if SERVER in chains or any(not head.sequence for head in heads.values()):
         heads[SERVER] = _head.one(SERVER)
     entries: list[AuditEntry] = []
     for user_id, records in changes:
         time = now()
         for chain, some in _by_chain(records).items():
-            if chain not in heads:
+            head = heads[chain]
+            if chain != SERVER and not head.sequence:
                 (start,) = _extend(heads[SERVER], [AuditRecord("chain_begun", chain)], user_id, time)
                 entries.append(start)
-                heads[chain] = begun[chain]
-                heads[chain].sequence, heads[chain].hash, heads[chain].start = 0, start.hash, start.sequence
-            entries += _extend(heads[chain], some, user_id, time)
+                head.hash, head.start = start.hash, start.sequence
+            entries += _extend(head, some, user_id, time)
     insert(*(new_row(AuditRow, **from_entry(entry)) for entry in entries))
-    insert(*begun.values())
     for row in heads.values():
         save(row)
+
+
+def _begin(chain: str) -> AuditHeadRow:
+    """Returns the head of a chain that had none: a new one, or that of a transaction that has committed meanwhile."""
+    AuditHeadRow.insert(chain=chain, sequence=0, hash=START, start=0).on_conflict_ignore().execute()
+    return _head.one(chain)
 
 
 def _by_chain(records: Iterable[AuditRecord]) -> Mapping[str, Sequence[AuditRecord]]:
