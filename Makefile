@@ -23,7 +23,9 @@ SEED         ?= 1
 FAULTS       ?=
 
 SIZES := RACES FUZZ MACHINE ELEMENTS NETWORKS WORKER_KILLS ROUND_KILLS REPLICA_FAULTS FAULTS SEED
-QUICK := not chaos and not examples
+QUICK := not chaos and not examples and not scale
+# What `make chaos` runs: `attack` alone is also in `make test`, at a small size.
+MARKS ?= attack or chaos
 
 sizes = $(foreach name,$(SIZES),FEDROUND_CHAOS_$(name)=$($(name)))
 
@@ -69,8 +71,8 @@ test: install buf ## Run the tests, JOBS at a time: every promise, at a small si
 
 chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... (15 minutes); writes chaos.json
 	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
-	@$(sizes) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rfEP -m '(attack or chaos) and not serial'
-	@$(sizes) $(BIN)/python -m pytest -rfEP -m '(attack or chaos) and serial'
+	@$(sizes) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rfEP -m '($(MARKS)) and not serial'
+	@$(sizes) $(BIN)/python -m pytest -rfEP -m '($(MARKS)) and serial'
 
 examples: install ## Run the whole demo and the examples, and check what comes out (3 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m examples $(ARGS)

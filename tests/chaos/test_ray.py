@@ -35,7 +35,6 @@ from servers import MODULE, Server, descendants, hold_a_port
 from unit.paths import Paths, at
 
 pytestmark = [
-    pytest.mark.chaos,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
 ]
@@ -103,6 +102,7 @@ def named(pid: int, name: str) -> list[int]:
     return found
 
 
+@pytest.mark.chaos
 @one_loop
 @pytest.mark.parametrize("aggregation", AGGREGATIONS.values(), ids=AGGREGATIONS.keys())
 async def test_ray_makes_the_same_bits(engine: RayEngine, job: AggregationJob, aggregation: Aggregation) -> None:
@@ -113,6 +113,7 @@ async def test_ray_makes_the_same_bits(engine: RayEngine, job: AggregationJob, a
     assert again.sha256 == there[0]
 
 
+@pytest.mark.chaos
 @one_loop
 async def test_a_range_whose_worker_is_killed_is_computed_again(
     cluster: Cluster, engine: RayEngine, job: AggregationJob, folder: Path
@@ -130,6 +131,7 @@ async def test_a_range_whose_worker_is_killed_is_computed_again(
     assert await running == await digest(engine, job, here=True)
 
 
+@pytest.mark.chaos
 @one_loop
 async def test_a_job_that_rays_workers_die_of_is_computed_here(
     cluster: Cluster, engine: RayEngine, job: AggregationJob, folder: Path
@@ -138,6 +140,7 @@ async def test_a_job_that_rays_workers_die_of_is_computed_here(
         assert await digest(deadly, job) == await digest(engine, job, here=True)
 
 
+@pytest.mark.scale
 @one_loop
 @pytest.mark.parametrize("process", ["gcs_server", "raylet"])
 async def test_a_ray_of_its_own_that_is_killed_is_started_again(
@@ -241,6 +244,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.scale
 def test_trainings_with_a_ray_of_the_servers_own_which_ends_with_it(tmp_path: Path) -> None:
     options = ("--engine", "ray", "--aggregation-threads", "2")
     with Server(tmp_path / "data", options=options, program=MODULE) as server:
@@ -261,6 +265,7 @@ def test_trainings_with_a_ray_of_the_servers_own_which_ends_with_it(tmp_path: Pa
         server.start()
 
 
+@pytest.mark.scale
 def test_a_cluster_that_is_away_delays_large_rounds_and_loses_nothing(tmp_path: Path, head: Head) -> None:
     options = ("--engine", "ray", "--ray-address", head.address)
     with Server(tmp_path / "data", options=options, program=MODULE) as server, federation(server, 3) as group:
