@@ -165,7 +165,8 @@ def _open_blobs(settings: Settings) -> LocalBlobs | ObjectBlobs:
     # Processes of a cluster have other working directories.
     folder = settings.data_dir.absolute()
     if not settings.objects:
-        local = LocalBlobs(folder)
+        # On PostgreSQL, there may be other replicas.
+        local = LocalBlobs(folder, is_shared=bool(settings.database))
         local.check_writable()
         return local
     bucket = BucketUrl(settings.objects)
