@@ -12,8 +12,6 @@ import numpy as np
 import fedround_client as fr
 from fedround_client.subscription import Subscription
 
-OUTAGE = ", PostgreSQL away"
-
 
 @dataclass
 class Loss:
@@ -41,7 +39,6 @@ class Followers:
         """Creates the training, in which nothing happens: subscribers get heartbeats."""
         with fr.connect(addresses, token) as client:
             made = client.create_training({"w": np.zeros(1, np.float32)}, name="followed", target_num_updates=1)
-        self._is_outage = False
         self.silences: dict[str, list[float]] = defaultdict(list)
         self._clients = [fr.connect(addresses, token) for _ in range(count)]
         self._followers = [_Follower(client, made.training_id, self.silences) for client in self._clients]
@@ -62,19 +59,12 @@ class Followers:
     def lose(self, address: str, what: str, at: float) -> None:
         """Has the subscribers of a replica measure from now on until another one tells them something."""
         for follower in self._followers:
-            follower.lose(address, what + OUTAGE * self._is_outage, at)
+            follower.lose(address, what, at)
 
-    @property
-    def is_outage(self) -> bool:
-        """Whether no replica can tell anything: silences meanwhile are counted apart."""
-        return self._is_outage
-
-    @is_outage.setter
-    def is_outage(self, is_outage: bool) -> None:
-        self._is_outage = is_outage
-        if is_outage:
-            for follower in self._followers:
-                follower.excuse()
+    def excuse(self, why: str) -> None:
+        """Counts the silences of this moment apart: there is another reason for them, too."""
+        for follower in self._followers:
+            follower.excuse(why)
 
     @property
     def failures(self) -> list[str]:
@@ -117,10 +107,10 @@ class _Follower(threading.Thread):
             if self._loss is None and self._told is not None and self._told.replica.address == address:
                 self._loss = Loss(what, at, self._told)
 
-    def excuse(self) -> None:
+    def excuse(self, why: str) -> None:
         with self._lock:
-            if self._loss is not None and OUTAGE not in self._loss.what:
-                self._loss.what += OUTAGE
+            if self._loss is not None and "," not in self._loss.what:
+                self._loss.what += f", {why}"
 
     def _receive(self, now: float) -> None:
         with self._lock:

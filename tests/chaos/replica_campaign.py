@@ -69,6 +69,7 @@ class Tally:
     pauses: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     silences: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    outages: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     settled: list[float] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
     violations: list[str] = field(default_factory=list)
@@ -82,11 +83,14 @@ class Tally:
             **dict(sorted(self.counts.items())),
             "violations": self.violations,
             "points_not_reached": sorted(set(POINTS) - self.reached),
-            "failover_seconds": {
-                what: {"samples": len(times), **quantiles(times)} for what, times in sorted(self.silences.items())
-            },
+            "failover_seconds": _summary(self.silences),
+            "outage_seconds": _summary(self.outages),
             "settled_seconds": quantiles(self.settled),
         }
+
+
+def _summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    return {what: {"samples": len(times), **quantiles(times)} for what, times in sorted(seconds.items())}
 
 
 class ReplicaCampaign:
@@ -167,9 +171,13 @@ class ReplicaCampaign:
                     replica.tend()
                     if killing is not None:
                         replica.excuse()
+                if killing is not None:
+                    self._followers.excuse("another part was away")
+                elif not any(replica.is_serving for replica in self._replicas):
+                    self._followers.excuse("no other replica served")
                 if killing is not None and killing.done():
                     killing.result()
-                    self._followers.is_outage, killing = False, None
+                    killing = None
                     strike_at = time.monotonic() + self._draw.uniform(0, STRIKE_SECONDS)
                 if time.monotonic() >= strike_at and killing is None:
                     [what] = self._draw.choices(list(STRIKES), list(STRIKES.values()))
@@ -194,7 +202,7 @@ class ReplicaCampaign:
 
     def _kill_part(self, what: str) -> None:
         """Kills what all replicas use, and starts it again; takes seconds."""
-        self._followers.is_outage = what != "object store"
+        begin = time.monotonic()
         if what == "object store":
             self._parts.store.kill()
             time.sleep(self._draw.uniform(0, STORE_DOWNTIME))
@@ -204,6 +212,7 @@ class ReplicaCampaign:
         else:
             self._parts.postgres.kill_a_session(self._database, self._draw)
         self._tally.kills[what] += 1
+        self._tally.outages[what].append(time.monotonic() - begin)
 
     def _run_trainings(self, client: RetryingClient, seed: str) -> None:
         """Runs one random training after the other."""

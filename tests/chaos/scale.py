@@ -3,6 +3,7 @@
 import argparse
 import logging
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,8 @@ def main() -> int:
         sys.stdout.write("SKIPPED: kills of Ray's workers, since Ray is not installed\n")
     else:
         sys.stdout.write("kills of Ray's workers are in tests/chaos/test_ray.py\n")
+    # Whoever ends this ends what it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Each lost connection has a line.
     logging.getLogger("fedround_client").setLevel(logging.ERROR)
     folder = Path(tempfile.mkdtemp(prefix="scale-", dir=options.folder))

@@ -190,7 +190,7 @@ def test_a_download_goes_on_when_the_object_store_is_back(outage: Away) -> None:
     for number in range(2):
         outage.submit(number)
     outage.group.actor.wait(outage.training_id, 100)
-    for copy in (outage.server.data_dir / "cache").glob("*/*"):
+    for copy in (outage.server.data_dir / "cache").glob("objects/*/*"):
         copy.unlink()
     with ThreadPoolExecutor(1) as pool:
         outage.cut.cut()
