@@ -8,7 +8,7 @@ ARGS   ?=
 JOBS   ?= 3
 # The sizes of `make chaos`, and the seed of its random choices: kills of servers by scripted clients, repeats of each
 # race, fuzzed inputs, runs of the state machine, means in each type, random networks, kills of the worker, kills of a
-# server in one training, kills and pauses of servers that share a database.
+# server in one training, kills of the parts of an installation with several replicas.
 KILLS        ?= 300
 RACES        ?= 20
 FUZZ         ?= 50000
@@ -17,12 +17,12 @@ ELEMENTS     ?= 1000000
 NETWORKS     ?= 3
 WORKER_KILLS ?= 10
 ROUND_KILLS  ?= 10
-REPLICA_FAULTS ?= 15
+REPLICA_KILLS ?= 25
 SEED         ?= 1
 # `all` fails each call of the storage layer, instead of one of each kind.
 FAULTS       ?=
 
-SIZES := RACES FUZZ MACHINE ELEMENTS NETWORKS WORKER_KILLS ROUND_KILLS REPLICA_FAULTS FAULTS SEED
+SIZES := RACES FUZZ MACHINE ELEMENTS NETWORKS WORKER_KILLS ROUND_KILLS REPLICA_KILLS FAULTS SEED
 QUICK := not chaos and not examples and not scale
 # What `make chaos` runs: `attack` alone is also in `make test`, at a small size.
 MARKS ?= attack or chaos
@@ -53,7 +53,7 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test chaos examples check lint types proto errors errors-check settings settings-check reference \
+.PHONY: help install demo test chaos scale examples check lint types proto errors errors-check settings settings-check reference \
 	reference-check site compat proto-check proto-lint buf bench bench-peers bench-small screenshots clean
 
 help: ## List the targets
@@ -73,6 +73,11 @@ chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... 
 	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
 	@$(sizes) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rfEP -m '($(MARKS)) and not serial'
 	@$(sizes) $(BIN)/python -m pytest -rfEP -m '($(MARKS)) and serial'
+
+scale: KILLS = 1000
+scale: install ## Kill three replicas, PostgreSQL, an object store (KILLS times, half an hour) and Ray; writes scale.json
+	@PYTHONPATH=tests $(BIN)/python -m chaos.scale --kills $(KILLS) --seed $(SEED) $(ARGS)
+	@$(BIN)/python -m pytest -rfEP -m scale
 
 examples: install ## Run the whole demo and the examples, and check what comes out (3 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m examples $(ARGS)
@@ -158,7 +163,7 @@ screenshots: install ## Take the pictures of docs/dashboard.md; needs Chromium
 	@$(BIN)/python scripts/screenshots.py
 
 clean: ## Remove environments, caches and what was built; never fedround-data
-	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers .cache build demo dist chaos.json examples/node/node_modules
+	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers .cache build demo dist chaos.json scale.json examples/node/node_modules
 	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks client examples generated server tests wire -name __pycache__ -prune -exec rm -rf {} +
 

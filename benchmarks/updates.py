@@ -70,10 +70,11 @@ class Senders:
             process.join()
 
     def connect(self, name: str, address: str, tokens: Sequence[str], model: bytes) -> None:
-        """Has them connect to a server for users, of whom each process has a part."""
-        count = len(self._pipes)
+        """Has them connect for users, of whom each process has a part, to a server or one of `a:50051,b:50051` each."""
+        count, addresses = len(self._pipes), address.split(",")
         for index, pipe in enumerate(self._pipes):
-            pipe.send(("connect", name, address, tokens[index::count], model, -(-self._in_flight // count)))
+            to = addresses[index % len(addresses)]
+            pipe.send(("connect", name, to, tokens[index::count], model, -(-self._in_flight // count)))
         self._answers()
 
     def send(self, name: str, training_id: str, number: int) -> list[Sent]:

@@ -5,9 +5,9 @@ forked spends fifty milliseconds. It is the real one in every other respect: `ma
 real worker process. Nothing of gRPC runs here, and no thread. The `fedround` command, whose imports take a second,
 is forked in the same way.
 
-Orders come over a socket: one JSON object each, with the argv and the environment, for a server also failpoint and
-points, and three files: its stdout, its stderr, and where its end is reported. The answer is its process id and when it
-was forked.
+Orders come over a socket: one JSON object each, with the argv and the environment, for a server also more variables,
+failpoint and points, and three files: its stdout, its stderr, and where its end is reported. The answer is its process
+id and when it was forked.
 """
 
 import contextlib
@@ -153,6 +153,10 @@ def _become(order: dict[str, Any], stdout: int, stderr: int) -> None:
 def _serve(order: dict[str, Any]) -> int:
     from fedround_server import __main__, failpoints
 
+    os.environ.update(order["variables"])
+    if "--objects" in order["argv"]:
+        # The client of the object store has threads before the first worker is forked.
+        importlib.import_module("fedround_server.engine.process").WorkerContext = forked_workers.ForkedLater
     if order["points"]:
         points = os.open(order["points"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         failpoints.listen(_Listener(points, failpoints.Kill(order["failpoint"]) if order["failpoint"] else None))

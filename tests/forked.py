@@ -98,6 +98,7 @@ class ForkServer:
         *,
         stderr: Path,
         environment: dict[str, str] | None = None,
+        variables: dict[str, str] | None = None,
         failpoint: str = "",
         points: Path | None = None,
     ) -> ForkedProcess:
@@ -107,12 +108,14 @@ class ForkServer:
             argv: Its arguments.
             stderr: The file that its log is appended to.
             environment: All environment variables of the command; None forks a server.
+            variables: More environment variables of a server.
             failpoint: The point at which the server kills itself; needs points.
             points: The file to which each point that the server reaches first is appended.
         """
         order = {
             "argv": argv,
             "environment": environment,
+            "variables": variables or {},
             "failpoint": failpoint,
             "points": None if points is None else str(points),
         }

@@ -1,10 +1,13 @@
 """Embedded PostgreSQL servers, and databases in them."""
 
 import os
+import random
 import signal
 import subprocess
+import time
 import uuid
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -57,6 +60,20 @@ class Postgres:
         """Kills the postmaster, which its children notice, and starts another one on the same data."""
         self._end(signal.SIGKILL)
         until(self._start)
+
+    def kill_a_session(self, database: str, draw: random.Random) -> None:
+        """Kills the process of one of a database's sessions, which makes PostgreSQL end all of them, and recover."""
+        import psycopg
+
+        query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        found: list[int] = []
+        while not found:
+            # It may still recover from an earlier kill.
+            with suppress(psycopg.OperationalError), psycopg.connect(database, autocommit=True) as connection:
+                found = [pid for (pid,) in connection.execute(query)]
+            time.sleep(0.05)
+        with suppress(ProcessLookupError):
+            os.kill(draw.choice(found), signal.SIGKILL)
 
     def stop(self) -> None:
         """Stops it as an operator does: PostgreSQL ends all connections, and then itself."""

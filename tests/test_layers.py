@@ -1,7 +1,6 @@
 """The layers: what a module of the server may import, and what the SDK never loads.
 
-Imports are read from the source, so that an import inside a function counts too; a few subprocesses then confirm
-what really gets loaded.
+Imports are read from the source, also those inside functions; a few subprocesses confirm what really gets loaded.
 """
 
 import ast
@@ -61,6 +60,7 @@ LAYERS = {
     ),
     "metrics_port": layer("counters coordinator", "prometheus_client structlog"),
     "otel": layer("traces", "opentelemetry"),
+    "processes": layer("host config", "structlog"),
     "app": layer(None, "structlog"),
     "__main__": layer(None, "pydantic structlog"),
 }

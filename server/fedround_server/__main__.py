@@ -6,11 +6,12 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import TextIO
 
 import structlog
 from pydantic import ValidationError
 
-from fedround_server import logs
+from fedround_server import logs, processes
 from fedround_server.app import serve
 from fedround_server.config import Settings, command_line, problems
 from fedround_server.config import file as config_file
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 after a signal, 1 after a failure, 2 for invalid settings.
     """
-    chosen = command_line.parse(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    chosen = command_line.parse(arguments)
     try:
         settings = Settings(**chosen)
     except ValidationError as error:
@@ -39,12 +41,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     with logs.capture_stderr() if settings.log_format == "json" else nullcontext() as stderr:
         logs.set_up(settings.log_format, settings.log_level, stderr)
-        if settings.config is not None:
-            log.info("read settings from a file", path=str(settings.config))
-        # Before the start, whose failure it may explain.
-        for variable, near in _unknown_variables().items():
-            log.warning("an environment variable is no setting", variable=variable, nearest=near)
-        return _serve(settings, chosen)
+        if processes.own_number() is None:
+            if settings.config is not None:
+                log.info("read settings from a file", path=str(settings.config))
+            # Before the start, whose failure it may explain.
+            for variable, near in _unknown_variables().items():
+                log.warning("an environment variable is no setting", variable=variable, nearest=near)
+        return _serve(settings, chosen, arguments, stderr)
 
 
 def _warn_of_passwords(settings: Settings, chosen: Mapping[str, object]) -> None:
@@ -59,10 +62,14 @@ def _unknown_variables() -> dict[str, str]:
     return config_file.unknown_variables(os.environ, Settings.model_fields)
 
 
-def _serve(settings: Settings, chosen: Mapping[str, object]) -> int:
-    """Serves until a signal arrives; returns the exit code."""
+def _serve(settings: Settings, chosen: Mapping[str, object], arguments: list[str], stderr: TextIO | None) -> int:
+    """Serves until a signal arrives, in this process or in several; returns the exit code."""
     allocator.keep_freed_blocks()
     try:
+        if processes.own_number() is None:
+            if settings.processes > 1:
+                return processes.Supervisor(settings, arguments, stderr).run()
+            processes.check_journals(settings.data_dir, 1)
         asyncio.run(_run(settings, chosen))
     except Exception as error:
         for cause in _causes(error):
@@ -102,16 +109,25 @@ async def _run(settings: Settings, chosen: Mapping[str, object]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, on_signal)
+    if processes.own_number() is not None:
+        # Its end says that the supervisor is gone.
+        loop.add_reader(sys.stdin.fileno(), _on_end_of_input, loop, stop)
     async with serve(settings) as address:
         sys.stdout.write(f"fedround is serving on {address}\n")
         sys.stdout.write(f"the data is in {settings.data_dir.resolve()}\n")
         sys.stdout.flush()
         allocator.set_up()
-        _warn_of_passwords(settings, chosen)
+        if not processes.own_number():
+            _warn_of_passwords(settings, chosen)
         notify(f"READY=1\nSTATUS=serving on {address}")
         await stop.wait()
         notify("STOPPING=1\nSTATUS=finishing the calls in progress")
         log.info("stopping")
+
+
+def _on_end_of_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    loop.remove_reader(sys.stdin.fileno())
+    stop.set()
 
 
 if __name__ == "__main__":

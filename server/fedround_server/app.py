@@ -14,11 +14,11 @@ from typing import Any
 
 import structlog
 
-from fedround_server import logs
+from fedround_server import logs, processes
 from fedround_server.blobs import BlobFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, check_bucket, check_place, write_place
-from fedround_server.config import Settings
+from fedround_server.config import Settings, replica_name
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.change_log import ChangeLog
 from fedround_server.coordinator.context import StoreClock, SystemClock
@@ -30,9 +30,8 @@ from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import PredictionFault
 from fedround_server.engine.process import allow_many_files
 from fedround_server.failpoints import reached
-from fedround_server.grpc_server import METHOD_NAMES, GrpcServer, replica_name
+from fedround_server.grpc_server import METHOD_NAMES, GrpcServer
 from fedround_server.host import allocator
-from fedround_server.host.file_lock import locked_folder
 from fedround_server.host.folder import make_narrow, make_private
 from fedround_server.host.sync import skip_syncs, sync_file, sync_folder
 from fedround_server.methods import check_methods
@@ -69,7 +68,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         make_private(settings.data_dir)
         sync_folder(settings.data_dir.absolute().parent)
     with ExitStack() as stack:
-        stack.enter_context(locked_folder(settings.data_dir))
+        stack.enter_context(processes.lock(settings.data_dir))
         _restrict(settings.data_dir)
         blobs = _open_blobs(settings)
         stack.callback(blobs.close)
@@ -165,7 +164,8 @@ def _open_blobs(settings: Settings) -> LocalBlobs | ObjectBlobs:
     # Processes of a cluster have other working directories.
     folder = settings.data_dir.absolute()
     if not settings.objects:
-        local = LocalBlobs(folder)
+        # On PostgreSQL, there may be other replicas.
+        local = LocalBlobs(folder, is_shared=bool(settings.database))
         local.check_writable()
         return local
     bucket = BucketUrl(settings.objects)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -35,7 +33,7 @@ from fedround.v1 import (
     user_pb2_grpc,
 )
 from fedround_server import tls
-from fedround_server.config import Settings
+from fedround_server.config import Settings, replica_name
 from fedround_server.coordinator import Coordinator
 from fedround_server.counters import Counters
 from fedround_server.domain.errors import TooManyStreams, TooManyUploads
@@ -94,8 +92,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # The second is the size from which on gRPC always rejects; without it, it sometimes lets twice as much through.
     ("grpc.max_metadata_size", 8 << 10),
     ("grpc.absolute_max_metadata_size", 8 << 10),
-    # A second server on the port must fail, not share it silently.
-    ("grpc.so_reuseport", 0),
     # Without a bound, a stalled upload costs some 14 MB of server memory. With a window smaller than the next message,
     # the client would wait for the server between any two.
     ("grpc.http2.bdp_probe", 0),
@@ -153,6 +149,8 @@ class GrpcServer:
         interceptors = (HeadersInterceptor(is_known, self._connections), CombinedInterceptor(combined))
         options = (
             *OPTIONS,
+            # A second server on the port must fail, not share it silently; the processes of one are to share it.
+            ("grpc.so_reuseport", int(settings.processes > 1)),
             ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
             # Of the calls that Python has not accepted yet, gRPC cancels without a reason some above the first number
             # and all above the second; by default 1000 and 3000.
@@ -262,12 +260,6 @@ def _calls_received() -> int:
     # The text that the service of channelz answers with. To make messages of it takes as long as a call of a client.
     servers = json.loads(cygrpc.channelz_get_servers(0)).get("server")
     return int(servers[0]["data"].get("callsStarted", 0)) if servers else 0
-
-
-def replica_name(settings: Settings, port: int) -> str:
-    """Returns the name of a server in errors and among replicas: of its settings, or its host and port."""
-    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
-    return settings.replica_name or f"{host[:50] or 'fedround'}:{port or os.getpid()}"
 
 
 def _keepalive(settings: Settings) -> tuple[tuple[str, int], ...]:

@@ -93,7 +93,7 @@ def copy(source: str, target: str, *, verify: bool, progress: Callable[[Copied],
             copies.run(copies.to_folder, remote.stored())
             remains = ""
         else:
-            if local.unsettled():
+            if local.unsettled() or any(data_dir.glob("process-*/journal/*")):
                 raise CopyError(f"start the server on {data_dir} once, and stop it: it has to recover small files")
             copies.run(copies.to_bucket, _local_blobs(local))
             remains = url

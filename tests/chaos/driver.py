@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,14 @@ class Tally:
             **dict(sorted(self.counts.items())),
             "violations": self.violations,
             "points_not_reached": sorted(set(kill_points()) - self.reached),
-            "start_seconds": _quantiles(self.starts),
-            "recovery_seconds": _quantiles(self.recoveries),
-            "settled_seconds": _quantiles(self.settled),
+            "start_seconds": quantiles(self.starts),
+            "recovery_seconds": quantiles(self.recoveries),
+            "settled_seconds": quantiles(self.settled),
         }
 
 
-def _quantiles(values: Sequence[float]) -> dict[str, float]:
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """The median, the 99th percentile and the largest of some values; nothing if there are none."""
     ordered = sorted(values)
     at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
     return {name: round(ordered[min(int(len(ordered) * q), len(ordered) - 1)], 4) for name, q in at.items() if ordered}
@@ -206,7 +207,7 @@ class Campaign:
             self._postgres.kill()
             self._tally.points["PostgreSQL"] += 1
         else:
-            for worker in _others_of_group(process.pid):
+            for worker in process.others():
                 os.kill(worker, signal.SIGKILL)
             self._tally.points["the worker"] += 1
         time.sleep(self._draw.uniform(0, MAX_OUTAGE))
@@ -303,18 +304,6 @@ class Campaign:
             self._tally.violations.append(f"{self._kind}, seed {self._seed}: {violation}")
             sys.stderr.write("\n".join([str(violation), *history.about(violation.training_id), ""]))
         return found
-
-
-def _others_of_group(leader: int) -> list[int]:
-    """Returns the processes of a server: not all are its children."""
-    assert os.getpgid(leader) == leader
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != leader:
-            with suppress(ProcessLookupError):
-                if os.getpgid(int(folder.name)) == leader:
-                    found.append(int(folder.name))
-    return found
 
 
 def _is_journal_used(server: RestartableServer, before: int) -> bool:

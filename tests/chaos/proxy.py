@@ -41,11 +41,10 @@ class Proxy:
         """Begins with no connection.
 
         Args:
-            address: The server's.
+            address: The server's, or the path of its socket.
             fate: Returns the fate of the n-th connection.
         """
-        host, port = address.split(":")
-        self._target = host, int(port)
+        self._address = address
         self._fate = fate
         self._connections: list[_Connection] = []
         self._door = socket.create_server(("127.0.0.1", 0))
@@ -67,6 +66,11 @@ class Proxy:
         for connection in self._connections:
             connection.reset()
 
+    def swallow(self) -> None:
+        """Lets nothing more through on the connections that there are, and tells neither end."""
+        for connection in self._connections:
+            connection.swallow()
+
     @property
     def connections(self) -> int:
         return len(self._connections)
@@ -83,7 +87,7 @@ class Proxy:
             except OSError:
                 return
             try:
-                far = socket.create_connection(self._target)
+                far = _connected(self._address)
             except OSError:
                 near.close()
                 continue
@@ -100,7 +104,8 @@ class _Connection:
         self._lock = threading.Lock()
         self.struck = False
         for end in (near, far):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if end.family != socket.AF_UNIX:
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Either may close both ends at once: nothing touches them here behind this.
         for source, target in ((near, far), (far, near)):
             threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
@@ -112,6 +117,10 @@ class _Connection:
                 # Wakes the thread that reads it, which would keep it open otherwise.
                 end.shutdown(socket.SHUT_RD)
             end.close()
+
+    def swallow(self) -> None:
+        with self._lock:
+            self._deaf = (self._near, self._far)
 
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -143,6 +152,19 @@ class _Connection:
             case _:
                 self.reset()
         return data[:at] if source is self._far else b""
+
+
+def _connected(address: str) -> socket.socket:
+    if not address.startswith("/"):
+        host, port = address.split(":")
+        return socket.create_connection((host, int(port)))
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.connect(address)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _sleep(seconds: float) -> None:

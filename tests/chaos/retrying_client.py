@@ -23,6 +23,8 @@ from fedround.v1 import (
     user_pb2,
     user_pb2_grpc,
 )
+from fedround_client.channel import parse_targets
+from fedround_client.replica_channel import open_channel_to
 
 # The server is back soon, and no call shall wait for a connection longer than it takes.
 CHANNEL = tuple((f"grpc.{name}_reconnect_backoff_ms", 50) for name in ("initial", "min", "max"))
@@ -64,13 +66,18 @@ class RetryingClient:
     def __init__(
         self, address: str, history: History, admin_token: str, on_answer: Callable[[], object], data_dir: Path
     ) -> None:
+        """Opens the channel, to one address or to several with commas between them."""
         self.history = history
         # Where the server has its files, to damage some, one at a time.
         self.data_dir = data_dir
         self.damaging = threading.Lock()
         self._on_answer = on_answer
         self.admin = User("", admin_token)
-        self._channel = grpc.insecure_channel(address, CHANNEL)
+        # With several addresses, as the SDK: what one of them does not answer is tried at the next.
+        self._is_alone = "," not in address
+        self._channel = (
+            grpc.insecure_channel(address, CHANNEL) if self._is_alone else open_channel_to(parse_targets(address))
+        )
         self.users: Any = user_pb2_grpc.UserServiceStub(self._channel)
         self.trainings: Any = training_pb2_grpc.TrainingServiceStub(self._channel)
         self.control: Any = control_pb2_grpc.ControlServiceStub(self._channel)
@@ -92,9 +99,11 @@ class RetryingClient:
             context: Goes into the history with an unexpected error.
         """
         while True:
-            sent = iter(request()) if callable(request) else request
             try:
-                answer = method(sent, timeout=TIMEOUT_SECONDS, metadata=_metadata(user), wait_for_ready=True)
+                if callable(request):
+                    answer = method.future(iter(request()), **self._options(user)).result()
+                else:
+                    answer = method(request, **self._options(user))
                 self._on_answer()
                 return answer
             except grpc.RpcError as error:
@@ -108,7 +117,7 @@ class RetryingClient:
 
     def cut(self, user: User, method: Any, requests: Iterable[Any], after: float) -> None:
         """Sends a stream, and hangs up before its end, after so many seconds."""
-        call = method.future(_endless(requests), timeout=TIMEOUT_SECONDS, metadata=_metadata(user), wait_for_ready=True)
+        call = method.future(_endless(requests), **self._options(user))
         time.sleep(after)
         call.cancel()
 
@@ -117,9 +126,7 @@ class RetryingClient:
         sequence, kind = 0, ""
         while kind not in LAST:
             request = round_pb2.SubscribeRequest(training_id=training_id, resume_after_sequence={training_id: sequence})
-            stream = self.rounds.Subscribe(
-                request, timeout=TIMEOUT_SECONDS, metadata=_metadata(user), wait_for_ready=True
-            )
+            stream = self.rounds.Subscribe(request, **self._options(user))
             try:
                 for event in stream:
                     kind = event.WhichOneof("payload")
@@ -152,6 +159,10 @@ class RetryingClient:
         self.history.add("unexpected", reason=call_error.reason, message=call_error.message, **context)
         raise UnexpectedError(call_error.message)
 
+    def _options(self, user: User) -> dict[str, Any]:
+        metadata = (("authorization", f"Bearer {user.token}"),)
+        return {"timeout": TIMEOUT_SECONDS, "metadata": metadata, "wait_for_ready": self._is_alone}
+
     def _read(self, error: Any) -> CallError | None:
         """Returns the error of a call; None if the server or its database was unavailable."""
         if error.code() is grpc.StatusCode.UNAVAILABLE:
@@ -163,10 +174,6 @@ class RetryingClient:
             gone = error.code() is grpc.StatusCode.CANCELLED
             return None if gone else CallError(error.code().name, error.details() or "")
         return CallError(details.reason, details.message)
-
-
-def _metadata(user: User) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {user.token}"),)
 
 
 def _endless(requests: Iterable[Any]) -> Iterator[Any]:

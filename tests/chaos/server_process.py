@@ -1,6 +1,9 @@
 """A server that is forked, killed, and restarted on the same data and the same port."""
 
+import os
+import signal
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -33,6 +36,15 @@ class ServerProcess:
         self._served_or_ended = threading.Event()
         self._reader = threading.Thread(target=self._read, name="server-output", daemon=True)
         self._reader.start()
+
+    def others(self) -> list[int]:
+        """The processes that it started, of which not all are its children."""
+        return [pid for pid in _processes() if pid != self.pid and _group(pid) == self.pid]
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to it and to the processes that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
 
     @property
     def ended(self) -> float | None:
@@ -83,6 +95,7 @@ class RestartableServer:
     folder: Path
     database: str
     options: tuple[str, ...] = ("--log-level=warning",)
+    variables: dict[str, str] = field(default_factory=dict)
     current: ServerProcess | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -122,6 +135,19 @@ class RestartableServer:
     def start(self, failpoint: str = "") -> ServerProcess:
         """Forks a server; returns at once."""
         argv = [f"--listen={self.address}", f"--data-dir={self.data_dir}", f"--database={self.database}", *self.options]
-        forked = fork_server().fork(argv, stderr=self.log, failpoint=failpoint, points=self.points)
+        forked = fork_server().fork(
+            argv, stderr=self.log, variables=self.variables, failpoint=failpoint, points=self.points
+        )
         self.current = ServerProcess(forked)
         return self.current
+
+
+def _processes() -> list[int]:
+    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0

@@ -22,7 +22,7 @@ from fedround_server.backup.layout import (
     object_path,
     write_snapshot_files,
 )
-from fedround_server.host.file_lock import BACKUP_LOCK, shared, try_exclusive
+from fedround_server.host.file_lock import BACKUP_LOCK, beside_objects, shared, try_exclusive
 from fedround_server.host.folder import make_private
 from fedround_server.host.sync import sync_folder
 from fedround_server.store.queries.backup import count_objects, find_digests
@@ -78,7 +78,7 @@ def take(
     with _alone(output):
         if files_only:
             return _take_files(data_dir, backup, link)
-        with shared(data_dir / BACKUP_LOCK):
+        with shared(beside_objects(data_dir, BACKUP_LOCK)):
             taken = _take_snapshot(data_dir, database, backup, link, pg_dump)
         _prune(backup, keep)
         return taken
@@ -99,7 +99,7 @@ def _take_files(data_dir: Path, backup: Backup, link: bool) -> Taken:
         )
     copier = Copier(link=link)
     damaged = []
-    with shared(data_dir / BACKUP_LOCK):
+    with shared(beside_objects(data_dir, BACKUP_LOCK)):
         for path in sorted((data_dir / "objects").glob("*/*")):
             if not copier.copy(path, backup.root / object_path(path.name), path.name):
                 damaged.append(path.name)

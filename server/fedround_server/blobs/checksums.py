@@ -1,6 +1,7 @@
 """Checksums of blocks: how a file is verified while it is read, without reading all of it."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,3 +125,20 @@ def open_blob(path: Path, blob: BlobRef) -> FileIO:
 
 def _encode(crc: int) -> bytes:
     return crc.to_bytes(CRC_BYTES, "little")
+
+
+def examine_file(path: Path, blob: BlobRef) -> BlobRef:
+    """Reads all of a blob's file, and returns the blob with the checksums of its blocks.
+
+    Raises:
+        BlobDamaged: It is not there, cannot be read, or does not have the bytes that its SHA-256 is of.
+    """
+    digest, checksums, size = hashlib.sha256(), BlockChecksums(), 0
+    with map_damage(blob, path), path.open("rb", buffering=0) as file:
+        while data := file.read(BLOCK_BYTES):
+            digest.update(data)
+            checksums.update(data)
+            size += len(data)
+    if digest.hexdigest() != blob.sha256:
+        raise damaged(blob, path, f"is damaged: its SHA-256 is {digest.hexdigest()}")
+    return BlobRef(blob.sha256, size, checksums.digest())

@@ -1,7 +1,6 @@
 """Blobs in a local folder."""
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -9,11 +8,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from fedround_server.blobs.checksums import BLOCK_BYTES, BlockChecksums, damaged, map_damage
+from fedround_server.blobs.checksums import examine_file
 from fedround_server.blobs.commits import Commits
 from fedround_server.blobs.disk_full import explain, map_disk_full
 from fedround_server.blobs.files import LocalFiles
@@ -25,7 +24,7 @@ from fedround_server.blobs.writer import LocalWriter, write_all
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
-from fedround_server.host.file_lock import BACKUP_LOCK, try_exclusive
+from fedround_server.host.file_lock import BACKUP_LOCK, OBJECTS_LOCK, SharedLock, beside_objects, try_exclusive
 from fedround_server.host.folder import make_private
 from fedround_server.host.page_cache import drop_cached_pages, keep_open
 from fedround_server.host.sync import sync_file, sync_file_system, sync_folder
@@ -37,13 +36,19 @@ BLOB_MODE = 0o400
 class LocalBlobs:
     """A folder of blobs; `LocalFiles` has its layout, and `Blobs` describes the rest. Any thread may call it."""
 
-    def __init__(self, root: Path) -> None:
-        """Makes the layout of the folder."""
+    def __init__(self, root: Path, *, is_shared: bool = False) -> None:
+        """Makes the layout of the folder.
+
+        Args:
+            root: The folder.
+            is_shared: Whether other processes may use its objects, too, which may be a link.
+        """
         self.files = LocalFiles(root)
-        self._backup_lock = root / BACKUP_LOCK
         for folder in (self.files.objects, self.files.uploads, self.files.tmp, self.files.journal):
             make_private(folder)
         sync_folder(root)
+        self._backup_lock = beside_objects(root, BACKUP_LOCK)
+        self._shared_lock = SharedLock(beside_objects(root, OBJECTS_LOCK)) if is_shared else None
         self.stored_bytes = 0
         # Folders of blobs that are known to be on disk.
         self._durable_folders: set[Path] = set()
@@ -103,7 +108,8 @@ class LocalBlobs:
         """Removes a committed blob, unless it was stored before or others committed it."""
         target = self.files.local_path(blob)
         with self._lock, keep_open(target, self._closing):
-            if self._commits.release(blob.sha256):
+            # Others may have committed the same bytes, and refer to them: those are for the collection.
+            if self._commits.release(blob.sha256) and self._shared_lock is None:
                 target.unlink(missing_ok=True)
                 self.stored_bytes -= blob.size_bytes
 
@@ -155,7 +161,7 @@ class LocalBlobs:
     def measure(self) -> None:
         """Counts `stored_bytes`."""
         folders = [folder for folder in os.scandir(self.files.objects) if folder.is_dir()]
-        self.stored_bytes = sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
+        self.stored_bytes = sum(_file_size(entry.path) for folder in folders for entry in os.scandir(folder))
 
     def sweep(self) -> None:
         """Removes staged files of earlier processes."""
@@ -176,13 +182,13 @@ class LocalBlobs:
             os.close(objects)
         for file in self._journal.left():
             path = self.files.local_path(file.blob)
-            # From the disk: after an error, which may have been reported to an earlier process, memory shows more.
-            drop_cached_pages(path)
-            is_whole = _is_whole(path, file.data)
-            if file.blob.sha256 not in needed:
-                if not is_whole:
+            with self._lock, self._sharing(is_exclusive=True):
+                # From the disk: after an error, which may have been reported to an earlier process, memory shows more.
+                drop_cached_pages(path)
+                is_whole = _is_whole(path, file.data)
+                if file.blob.sha256 not in needed and not is_whole:
                     path.unlink(missing_ok=True)
-            elif not (is_whole and is_synced):
+            if file.blob.sha256 in needed and not (is_whole and is_synced):
                 self._rewrite(file, even_if_missing=True)
                 count += not is_whole
         self._journal.remove_left()
@@ -206,7 +212,7 @@ class LocalBlobs:
         """Removes blobs that are still old; returns their sizes."""
         sizes = []
         for digest in digests:
-            with self._lock:
+            with self._lock, self._sharing(is_exclusive=True):
                 # A row may be about to refer to one that is undecided, even long after its commit.
                 size = None if digest in self._commits else _remove_if_old(self.files.blob_path(digest), min_seconds)
                 if size is not None:
@@ -218,6 +224,10 @@ class LocalBlobs:
         """Removes old uploads; returns their sizes."""
         removed = {_upload_at(path): _remove_if_old(path) for path in files_below(self.files.uploads)}
         return {ref: size for ref, size in removed.items() if size is not None}
+
+    def _sharing(self, *, is_exclusive: bool) -> AbstractContextManager[None]:
+        """Keeps other processes from removing blobs within the block, or also from committing any."""
+        return nullcontext() if self._shared_lock is None else self._shared_lock.holding(is_exclusive=is_exclusive)
 
     def _store_group(self, files: Sequence[SmallFile]) -> list[Exception | None]:
         """Makes blobs of files that fit into the journal together; returns their errors."""
@@ -287,26 +297,10 @@ class LocalBlobs:
     def _rename(self, source: Path | str, target: Path | str, blob: BlobRef) -> None:
         """Gives a file its digest as its name, and counts it as a commit; the caller has the lock."""
         replaced = _file_size(target)
-        os.replace(source, target)  # noqa: PTH105 -- paths of small files are strings: making a Path takes as long
+        with self._sharing(is_exclusive=False):
+            os.replace(source, target)  # noqa: PTH105 -- paths of small files are strings: making a Path takes as long
         self.stored_bytes += blob.size_bytes - replaced
         self._commits.add(blob.sha256, is_new=not replaced)
-
-
-def examine_file(path: Path, blob: BlobRef) -> BlobRef:
-    """Reads all of a blob's file, and returns the blob with the checksums of its blocks.
-
-    Raises:
-        BlobDamaged: It is not there, cannot be read, or does not have the bytes that its SHA-256 is of.
-    """
-    digest, checksums, size = hashlib.sha256(), BlockChecksums(), 0
-    with map_damage(blob, path), path.open("rb", buffering=0) as file:
-        while data := file.read(BLOCK_BYTES):
-            digest.update(data)
-            checksums.update(data)
-            size += len(data)
-    if digest.hexdigest() != blob.sha256:
-        raise damaged(blob, path, f"is damaged: its SHA-256 is {digest.hexdigest()}")
-    return BlobRef(blob.sha256, size, checksums.digest())
 
 
 def free_bytes(folder: Path) -> int:

@@ -44,6 +44,9 @@ GROUPS = {
 """Titles of the groups of settings, by the first setting of each; a group goes on until the next one begins."""
 MAX_LIFETIME = 3_200_000_000
 """Seconds, about a century: dates stay within the years that Python knows."""
+LAST_PORT = 65535
+LONGEST_SHARED_NAME = 60
+"""Of a name that processes share: each adds its number."""
 OBJECTS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.-]+)*/?")
 ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}=[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -68,6 +71,10 @@ class Settings(BaseSettings):
         "",
         pattern=r"^[A-Za-z0-9._:-]{0,64}$",
         description="Name of this server in errors, for clients with several addresses; by default host name and port.",
+    )
+
+    processes: int = Field(
+        1, ge=1, le=64, description="Server processes on the port, for machines with many cores; with PostgreSQL only."
     )
 
     data_dir: Path = Field(Path("fedround-data"), description="Directory of the database, the files and admin.token.")
@@ -273,7 +280,19 @@ class Settings(BaseSettings):
             _parse_address("ray_address", self.ray_address.removeprefix("ray://"))
         if self.database and urlsplit(self.database).scheme not in ("postgresql", "postgres"):
             raise ValueError("database: must be a postgresql:// URL, or empty for SQLite")
+        if self.processes > 1:
+            self._check_processes()
         return self
+
+    def _check_processes(self) -> None:
+        if not self.database:
+            raise ValueError("processes: several need PostgreSQL: set database, or leave processes out")
+        if self.id_seed is not None:
+            raise ValueError("processes: several would make the same ids of id_seed: leave one of both out")
+        if len(self.replica_name) > LONGEST_SHARED_NAME:
+            raise ValueError(f"replica_name must have at most {LONGEST_SHARED_NAME} characters with several processes")
+        if self.metrics_address is not None and self.metrics_address[1] + self.processes > LAST_PORT + 1:
+            raise ValueError("metrics_listen: there must be a port for each process behind this one")
 
     @property
     def limits(self) -> Limits:
@@ -307,7 +326,7 @@ class Settings(BaseSettings):
 
 def _parse_address(name: str, text: str) -> tuple[str, int]:
     host, separator, port = text.rpartition(":")
-    if not separator or not port.isdigit() or int(port) > 65535 or not host:
+    if not separator or not port.isdigit() or int(port) > LAST_PORT or not host:
         raise ValueError(f"{name}: {text!r} is not HOST:PORT")
     return host.strip("[]"), int(port)
 

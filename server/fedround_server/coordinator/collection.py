@@ -35,6 +35,7 @@ class Collection:
     def __init__(self, context: Context, uploads: Uploads) -> None:
         self._store = context.store
         self._blobs: Blobs = context.blobs
+        self._peers = context.peers
         self._uploads = uploads
         self._one_at_a_time = asyncio.Lock()
 
@@ -48,6 +49,9 @@ class Collection:
             BackupInProgress: A backup is being made, which may need the blobs.
             StoreUnavailable: The database does not answer.
         """
+        if self._peers.others:
+            # What they have not decided about is not known here.
+            min_seconds = max(min_seconds, UNREFERENCED_SECONDS)
         async with self._one_at_a_time:
             with self._blobs.collecting() as may_collect:
                 if not may_collect:

@@ -7,7 +7,37 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 BACKUP_LOCK = "backup.lock"
-"""The file in a data directory that backups lock, shared: no blob is collected meanwhile."""
+"""The file beside the objects that backups lock, shared: no blob is collected meanwhile."""
+OBJECTS_LOCK = "objects.lock"
+"""The file beside the objects that servers which share them lock, exclusively to remove a blob, else to commit one."""
+
+
+class SharedLock:
+    """A lock on a file that stays open until the process ends. One thread at a time may use it."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file, and makes it.
+
+        Raises:
+            OSError: It cannot be opened, or its file system has no locks.
+        """
+        self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        with self.holding(is_exclusive=False):
+            pass
+
+    @contextmanager
+    def holding(self, *, is_exclusive: bool) -> Iterator[None]:
+        """Holds the lock within the block, together with others that share it, or alone; waits for other processes."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX if is_exclusive else fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+
+def beside_objects(data_dir: Path, name: str) -> Path:
+    """Returns the path of a file beside the objects of a data directory, which may be a link to those of others."""
+    return (data_dir / "objects").resolve().parent / name
 
 
 @contextmanager
@@ -40,19 +70,24 @@ def shared(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_folder(data_dir: Path) -> Iterator[None]:
+def locked_folder(data_dir: Path) -> Iterator[tuple[int, ...]]:
     """Locks a data directory for the duration of the block: two servers on one would both recover the same rounds.
 
     The directory itself is locked, since the file may be deleted; the file is for file systems that cannot lock it.
+
+    Yields:
+        The descriptors that have the lock, together with processes that inherit them.
 
     Raises:
         RuntimeError: A server uses it.
         OSError: It cannot be opened.
     """
     with ExitStack() as stack:
+        locks = []
         for path, flags in ((data_dir, os.O_RDONLY | os.O_DIRECTORY), (data_dir / "lock", os.O_CREAT | os.O_RDWR)):
             descriptor = os.open(path, flags, 0o600)
             stack.callback(os.close, descriptor)
+            locks.append(descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -60,7 +95,7 @@ def locked_folder(data_dir: Path) -> Iterator[None]:
             except OSError:
                 if path != data_dir:
                     raise
-        yield
+        yield tuple(locks)
 
 
 @contextmanager

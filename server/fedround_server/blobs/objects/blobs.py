@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from fedround_server.blobs.checksums import BlobDamaged
+from fedround_server.blobs.checksums import BlobDamaged, examine_file
 from fedround_server.blobs.commits import Commits
 from fedround_server.blobs.disk_full import explain
-from fedround_server.blobs.local import BLOB_MODE, examine_file, files_below, free_bytes, total_bytes
+from fedround_server.blobs.local import BLOB_MODE, files_below, free_bytes, total_bytes
 from fedround_server.blobs.objects.bucket import Bucket, Entry
 from fedround_server.blobs.objects.cache import CachedReader
 from fedround_server.blobs.objects.files import ObjectFiles

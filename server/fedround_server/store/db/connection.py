@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 POSTGRES_THREADS = 4
 CONNECT_SECONDS = 10
 """How long PostgreSQL may take to accept a connection, unless its URL says otherwise (`connect_timeout`)."""
+NETWORK: dict[str, Any] = {"keepalives_idle": 5, "tcp_user_timeout": 10_000}
+"""Settings of a server's connections, unless its URL has others: by default a lost network is noticed after hours."""
 Connections: TypeAlias = peewee.SqliteDatabase | PooledPostgresqlDatabase
 """A connection to SQLite for each thread, or a pool of connections to PostgreSQL."""
 
@@ -138,7 +140,7 @@ def _sqlite(path: Path, *, no_sync: bool) -> peewee.SqliteDatabase:
 
 
 def _postgres(url: str, kind: type[PooledPostgresqlDatabase] = PooledPostgresqlDatabase) -> PooledPostgresqlDatabase:
-    settings = postgres_settings(url)
+    settings = NETWORK | postgres_settings(url)
     return kind(
         settings.pop("dbname"),
         max_connections=POSTGRES_THREADS + 1,

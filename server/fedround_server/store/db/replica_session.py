@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.replica import Replica
 from fedround_server.failpoints import reached
-from fedround_server.store.db.connection import KEEPALIVES, in_one_line, postgres_settings
+from fedround_server.store.db.connection import KEEPALIVES, NETWORK, in_one_line, postgres_settings
 from fedround_server.store.db.lease import LEASE_SECONDS, RENEWAL_SECONDS, DatabaseClock, Lease, elapsed
 from fedround_server.store.tables.base import InstantField
 
@@ -33,8 +33,8 @@ MAX_PAYLOADS = 64
 EVERYTHING = "*"
 STATEMENT_SECONDS = 10
 """How long PostgreSQL may take for a statement of the session; after that the connection is given up."""
-SETTINGS = {"application_name": "fedround replica", "keepalives_idle": 5, "tcp_user_timeout": 10_000}
-"""Of the connection, unless the URL has others: it must notice soon that the network is gone."""
+SETTINGS = {"application_name": "fedround replica", **NETWORK}
+"""Of the connection, unless the URL has others."""
 RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 KEPT_CHANGES = 1000
 """How many changes of credentials are kept: a replica that has missed more looks all callers up."""

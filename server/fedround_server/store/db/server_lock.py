@@ -6,7 +6,14 @@ from typing import Any
 
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.failpoints import reached
-from fedround_server.store.db.connection import KEEPALIVES, SESSION_KEY, in_one_line, postgres_settings, session_key
+from fedround_server.store.db.connection import (
+    KEEPALIVES,
+    NETWORK,
+    SESSION_KEY,
+    in_one_line,
+    postgres_settings,
+    session_key,
+)
 
 # Any constants that no other application of the database uses. The first is held by all servers: exclusively by those
 # of versions before there were replicas.
@@ -111,7 +118,7 @@ class ServerLock:
     def _connect(self) -> None:
         import psycopg
 
-        self._session = psycopg.connect(autocommit=True, **postgres_settings(self._url))
+        self._session = psycopg.connect(autocommit=True, **(NETWORK | postgres_settings(self._url)))
         for setting in SETTINGS:
             self._execute(setting)
 

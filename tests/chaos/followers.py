@@ -1,0 +1,125 @@
+"""Subscribers that measure how long they are told nothing after their replica was killed or paused."""
+
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+import fedround_client as fr
+from fedround_client.subscription import Subscription
+
+
+@dataclass
+class Loss:
+    """What a subscriber waits out.
+
+    Attributes:
+        what: What was done to the replica.
+        at: When, as `time.monotonic()` says it.
+        stream: The subscription at that replica.
+    """
+
+    what: str
+    at: float
+    stream: Any
+
+
+class Followers:
+    """Some subscribers of one training, each with the addresses of all replicas, within a `with` block.
+
+    Attributes:
+        silences: How long subscribers were told nothing, in seconds, by what was done to their replica.
+    """
+
+    def __init__(self, addresses: str, token: str, count: int) -> None:
+        """Creates the training, in which nothing happens: subscribers get heartbeats."""
+        with fr.connect(addresses, token) as client:
+            made = client.create_training({"w": np.zeros(1, np.float32)}, name="followed", target_num_updates=1)
+        self.silences: dict[str, list[float]] = defaultdict(list)
+        self._clients = [fr.connect(addresses, token) for _ in range(count)]
+        self._followers = [_Follower(client, made.training_id, self.silences) for client in self._clients]
+
+    def __enter__(self) -> Self:
+        for follower in self._followers:
+            follower.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for client in self._clients:
+            client.close()
+        for follower in self._followers:
+            follower.join()
+
+    def lose(self, address: str, what: str, at: float) -> None:
+        """Has the subscribers of a replica measure from now on until another one tells them something."""
+        for follower in self._followers:
+            follower.lose(address, what, at)
+
+    def excuse(self, why: str) -> None:
+        """Counts the silences of this moment apart: there is another reason for them, too."""
+        for follower in self._followers:
+            follower.excuse(why)
+
+    @property
+    def failures(self) -> list[str]:
+        """The errors that subscribers were given, none of which they should have been."""
+        return [failure for follower in self._followers for failure in follower.failures]
+
+
+class _Follower(threading.Thread):
+    def __init__(self, client: fr.Client, training_id: str, silences: dict[str, list[float]]) -> None:
+        super().__init__(name="follower", daemon=True)
+        self.failures: list[str] = []
+        self._silences = silences
+        self._lock = threading.Lock()
+        # The subscription that has told something last, and the one that was begun last.
+        self._told: Any = None
+        self._begun: Any = None
+        self._loss: Loss | None = None
+        rpc: Any = client._rpc
+        begin = rpc.open
+
+        def open_stream(method: Any, request: Any) -> Any:
+            self._begun = begin(method, request)
+            return self._begun
+
+        # A subscription does not say which replica it is at.
+        rpc.open = open_stream
+        self._events = Subscription(rpc, training_id, heartbeats=True)
+
+    def run(self) -> None:
+        try:
+            for _ in self._events:
+                self._receive(time.monotonic())
+        except fr.ClientClosed:
+            return
+        except Exception as error:
+            self.failures.append(repr(error))
+
+    def lose(self, address: str, what: str, at: float) -> None:
+        with self._lock:
+            if self._loss is None and self._told is not None and self._told.replica.address == address:
+                self._loss = Loss(what, at, self._told)
+
+    def excuse(self, why: str) -> None:
+        with self._lock:
+            if self._loss is not None and "," not in self._loss.what:
+                self._loss.what += f", {why}"
+
+    def _receive(self, now: float) -> None:
+        with self._lock:
+            self._told = self._begun
+            if self._loss is None:
+                return
+            if self._told is not self._loss.stream:
+                self._silences[self._loss.what].append(now - self._loss.at)
+                self._loss = None
+            elif "pause" in self._loss.what:
+                # It has gone on before its subscribers left it.
+                self._loss = None
