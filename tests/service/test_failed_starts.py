@@ -19,7 +19,10 @@ from forked import fork_server
 from servers import Server
 
 Start = Callable[..., str]
-NEWER = "INSERT INTO schema_migration (id, name, applied) VALUES (99, '0099_later', '2030-01-01')"
+NEWER = (
+    "INSERT INTO schema_migration (id, name, applied) VALUES (99, '0099_later', '2030-01-01')",
+    "UPDATE server_state SET oldest_schema = 99",
+)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +172,8 @@ def test_a_write_ahead_log_that_is_whole(killed: Path, data_dir: Path) -> None:
 @in_both_formats
 def test_a_database_of_a_newer_version(data: Path, start: Start) -> None:
     with closing(sqlite3.connect(data / "fedround.db")) as connection:
-        connection.execute(NEWER)
+        for statement in NEWER:
+            connection.execute(statement)
         connection.commit()
     assert has(start(data), data / "fedround.db", "newer version of fedround", "0099_later", "install that version")
 
@@ -190,7 +194,8 @@ def test_a_postgresql_database_that_is_empty(database: str, data_dir: Path, star
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_a_postgresql_database_of_a_newer_version(database: str, data_dir: Path, start: Start) -> None:
     with psycopg.connect(database) as connection:
-        connection.execute(NEWER)
+        for statement in NEWER:
+            connection.execute(statement)
     message = start(data_dir, "--database", database)
     assert has(message, urlsplit(database).path, "newer version of fedround", "0099_later", "install that version")
 
