@@ -7,7 +7,7 @@ import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -277,6 +277,28 @@ def test_a_postgresql_that_refuses(data_dir: Path, start: Start) -> None:
 def test_a_postgresql_without_the_database(postgres: str, data_dir: Path, start: Start) -> None:
     missing = urlsplit(postgres)._replace(path="/nowhere").geturl()
     assert has(start(data_dir, "--database", missing), "/nowhere", "does not exist", "check that PostgreSQL runs there")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_postgresql_without_free_connections(database: str, data_dir: Path, start: Start) -> None:
+    with ExitStack() as stack:
+        with suppress(psycopg.OperationalError):
+            while True:
+                stack.enter_context(psycopg.connect(database))
+        message = start(data_dir, "--database", database)
+        assert has(message, urlsplit(database).path, "has no free connection", "raise max_connections")
+
+
+def test_a_postgresql_that_does_not_know_the_user(postgres: str, data_dir: Path, start: Start) -> None:
+    url = f"{postgres}&user=stranger"
+    assert has(start(data_dir, "--database", url), "refuses the server", "stranger", "check user and password")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_database_of_a_server_with_other_files(database: str, data_dir: Path, tmp_path: Path, start: Start) -> None:
+    with Server(data_dir, database=database):
+        message = start(tmp_path / "other", "--database", database)
+    assert has(message, "another server uses this database, and has its files elsewhere", "the same place for files")
 
 
 @pytest.mark.parametrize("end", ["?no=such", "%zz/mine"])

@@ -64,6 +64,11 @@ OUTDATED = (
     "a newer version of fedround has migrated the database while this server had no lease, and this version cannot use"
     " it any more: install the newer one"
 )
+TOLERATED_SECONDS = 5.0
+SKEWED = (
+    "the clock of this machine is %.0f s %s that of the database, by which trainings go: set it, since the log,"
+    " certificates and object stores go by it"
+)
 LAST_CHANGE = "SELECT credential_changes FROM server_state"
 FORGET_CHANGES = "DELETE FROM credential_change WHERE number <= %s"
 
@@ -166,6 +171,8 @@ class ReplicaSession:
         except Outdated:
             self._disconnect()
             raise
+        if abs(ahead := self._clock.ahead()) > TOLERATED_SECONDS:
+            log.warning(SKEWED, abs(ahead), "ahead of" if ahead > 0 else "behind")
         self.notify([LOOK])
         self._thread.start()
 
