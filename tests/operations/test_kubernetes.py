@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 import kubernetes_validate
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from fedround_server.blobs.objects import BucketUrl, check_bucket
+from fedround_server.config import Settings
 from operations.test_deploy import PAGE, ROOT, VARIABLES, check_image, seconds, unknown_words
 from seaweed import PORTS, Seaweed, weed
 
@@ -254,6 +256,20 @@ def test_the_server_has_settings_that_exist() -> None:
     # A folder of the volume: the volume itself gets rights for the group, which the data directory must not have.
     assert mounts[found["FEDROUND_DATA_DIR"]["value"].rpartition("/")[0]] == "data"
     assert int(found["FEDROUND_METRICS_LISTEN"]["value"].rpartition(":")[2]) == ports("fedround")["metrics"]
+
+
+def test_the_server_accepts_the_values_of_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (container,) = pod("fedround")["spec"]["containers"]
+    for name, variable in variables(container).items():
+        if "value" in variable:
+            monkeypatch.setenv(name, variable["value"])
+    monkeypatch.setenv("FEDROUND_DATABASE", everything()["Secret", "fedround-database"]["stringData"]["url"])
+    found = Settings(listen="0.0.0.0:50051")
+    assert (found.objects_cache_bytes, found.grace_seconds) == (10 << 30, 30)
+    monkeypatch.delenv("FEDROUND_TLS_CERT")
+    with pytest.raises(ValidationError):
+        Settings(listen="0.0.0.0:50051")
 
 
 def test_the_server_finds_its_database_and_its_objects() -> None:
