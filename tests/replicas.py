@@ -13,6 +13,23 @@ from calls import Person, until
 from fedround.v1 import user_pb2
 from servers import Server
 
+# The program of a server whose machine has a clock that is an hour ahead.
+AHEAD = (
+    "-c",
+    """
+import datetime, sys, time
+real, now = datetime.datetime, time.time
+class Ahead(real):
+    @classmethod
+    def now(cls, tz=None):
+        return real.now(tz) + datetime.timedelta(hours=1)
+datetime.datetime = Ahead
+time.time = lambda: now() + 3600
+from fedround_server.__main__ import main
+sys.exit(main())
+""",
+)
+
 
 def replica(folder: Path, number: int, database: str, **options: Any) -> Server:
     """A server that is not running yet. All of a folder have their objects in one place."""

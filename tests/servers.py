@@ -43,7 +43,7 @@ class Server:
         self.failpoint = failpoint
         self.data_dir = data_dir
         self.variables = variables or {}
-        self._program = program
+        self.program = program
         self._options = ["--database", database, *options]
         self._port: socket.socket | None = None
         self._process: subprocess.Popen[str] | ForkedProcess | None = None
@@ -90,7 +90,7 @@ class Server:
     def start(self) -> None:
         """Starts the server, and waits until it serves; one that does not is ended."""
         options = ["--listen", self.address, "--data-dir", str(self.data_dir), *self._options]
-        if self._program:
+        if self.program:
             self._process = self._run_program(options)
         else:
             points = self._log_path.with_suffix(".points") if self.failpoint else None
@@ -106,7 +106,7 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDROUND_")}
         with self._log_path.open("a") as log:
             return subprocess.Popen(
-                [sys.executable, *self._program, *options],
+                [sys.executable, *self.program, *options],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -128,6 +128,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             is_lost = token_file.exists() and not token_file.stat().st_size
             with explained(database):
                 coordinator.replicas.join(replica_name(settings, settings.address[1]), installed_version())
+                # The clock of the database was not known before.
+                counters.start_time = context.clock.now()
                 logs.name_replica(context.peers.own_name)
                 await coordinator.recover()
                 if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token), is_lost=is_lost):

@@ -15,7 +15,7 @@ from contracts.world import World
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store import Store
 from fedround_server.store.db.connection import connect, database_name, disconnect
-from fedround_server.store.db.run import MIGRATIONS
+from fedround_server.store.db.migrate import MIGRATIONS
 from fedround_server.store.tables.base import database_proxy
 from fedround_server.store.tables.schema import TABLES
 

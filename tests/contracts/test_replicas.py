@@ -45,10 +45,12 @@ class Notes:
 class Other:
     """Another replica: a session of its own, in this process."""
 
-    def __init__(self, database: str, journal_id: str = "") -> None:
+    def __init__(self, database: str, journal_id: str = "", schema: int = 1000) -> None:
         self.notes = Notes()
         self.lease = Lease()
-        self.session = ReplicaSession(database, "other", "2", journal_id, self.lease, DatabaseClock(), self.notes)
+        self.session = ReplicaSession(
+            database, "other", "2", schema, journal_id, self.lease, DatabaseClock(), self.notes
+        )
         self.session.open()
 
     @property

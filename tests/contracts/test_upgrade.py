@@ -23,7 +23,7 @@ from fedround_server.domain.training import IntegerTensors, TrainingState
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.store import Store
 from fedround_server.store.db.connection import connect
-from fedround_server.store.db.run import MIGRATIONS
+from fedround_server.store.db.migrate import MIGRATIONS
 from fedround_server.store.tables.schema import EventRow, LastSeenRow, ModelRow, TrainingRow, UpdateRow, UserRow
 
 OLD = json.loads((Path(__file__).with_name("data") / "database_0.1.0.json").read_text())

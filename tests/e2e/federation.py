@@ -39,12 +39,13 @@ class Federation:
         actor_token: str,
         clients: list[tuple[str, str]],
         pool: ThreadPoolExecutor,
+        address: str = "",
     ) -> None:
         self.actor = actor
         self.actor_token = actor_token
         self.ids = [id_ for id_, _ in clients]
         self.tokens = [token for _, token in clients]
-        self._address = server.address
+        self._address = address or server.address
         self._pool = pool
 
     def connect(self, number: int) -> fr.Client:
@@ -71,8 +72,8 @@ class Federation:
 
 
 @contextmanager
-def federation(server: Server, clients: int) -> Iterator[Federation]:
-    """Makes users of their own for a test."""
+def federation(server: Server, clients: int, address: str = "") -> Iterator[Federation]:
+    """Makes users of their own for a test, who connect to the server, or to other addresses."""
     actor_token, made = users(server, clients)
-    with fr.connect(server.address, actor_token) as actor, ThreadPoolExecutor(max(clients, 1)) as pool:
-        yield Federation(server, actor, actor_token, made, pool)
+    with fr.connect(address or server.address, actor_token) as actor, ThreadPoolExecutor(max(clients, 1)) as pool:
+        yield Federation(server, actor, actor_token, made, pool, address)

@@ -309,6 +309,22 @@ def test_a_server_that_cannot_use_its_bucket_does_not_start(store: Store, tmp_pa
     assert f"are in {other.url}: set --objects {other.url}" in refused(tmp_path / "data")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "the credentials are wrong (SignatureDoesNotMatch)"),
+        ("AWS_ACCESS_KEY_ID", KEY + "reader", "the credentials have no permission (AccessDenied)"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", "there is no connection to its endpoint"),
+    ],
+)
+def test_a_server_without_access_to_its_bucket_does_not_start(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    line = f"error: objects: {store.url}: cannot write to it: {problem}; docs/objects.md says what is needed"
+    assert refused(tmp_path / "data", "--objects", store.url).splitlines() == [line]
+
+
 def test_doctor_looks_at_the_bucket(store: Store, tmp_path: Path) -> None:
     def found(url: str) -> str:
         finding = check_objects(Settings(data_dir=tmp_path, objects=url))

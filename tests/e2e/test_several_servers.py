@@ -15,24 +15,11 @@ from calls import TIMEOUT, Person, download, fails_with, kinds, model_file, new_
 from conftest import public_folder
 from fedround.v1 import round_pb2, training_pb2, user_pb2
 from postgres import Postgres, create_database
-from replicas import pause, person, replica, replicas, resume
+from replicas import AHEAD, pause, person, replica, replicas, resume
 from servers import MODULE, Server, descendants
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 ME = user_pb2.GetMyselfRequest()
-# The clock of the server's machine is an hour ahead.
-SKEWED = """
-import datetime, sys, time
-real, now = datetime.datetime, time.time
-class Ahead(real):
-    @classmethod
-    def now(cls, tz=None):
-        return real.now(tz) + datetime.timedelta(hours=1)
-datetime.datetime = Ahead
-time.time = lambda: now() + 3600
-from fedround_server.__main__ import main
-sys.exit(main())
-"""
 
 
 @dataclass
@@ -220,7 +207,7 @@ def test_a_server_that_was_paused_for_longer_than_its_lease_commits_nothing_of_b
 def test_the_clock_of_a_servers_machine_does_not_matter(tmp_path: Path, database: str) -> None:
     with (
         replica(tmp_path, 0, database) as first,
-        replica(tmp_path, 1, database, program=("-c", SKEWED)) as ahead,
+        replica(tmp_path, 1, database, program=AHEAD) as ahead,
     ):
         found = users([first, ahead])
         policy = training_pb2.RoundPolicy()
@@ -232,6 +219,8 @@ def test_the_clock_of_a_servers_machine_does_not_matter(tmp_path: Path, database
         assert times[-1] - times[0] < 300_000_000
         current = found.actor[1].get(training.training_id)
         assert current.state == training_pb2.TRAINING_STATE_ONGOING
+        assert ahead.log.count("the clock of this machine is 3600 s ahead of that of the database") == 1
+        assert "the clock of this machine" not in first.log
 
 
 @pytest.mark.chaos

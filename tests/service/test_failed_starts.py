@@ -7,7 +7,7 @@ import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +19,10 @@ from forked import fork_server
 from servers import Server
 
 Start = Callable[..., str]
-NEWER = "INSERT INTO schema_migration (id, name, applied) VALUES (99, '0099_later', '2030-01-01')"
+NEWER = (
+    "INSERT INTO schema_migration (id, name, applied) VALUES (99, '0099_later', '2030-01-01')",
+    "UPDATE server_state SET oldest_schema = 99",
+)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +172,8 @@ def test_a_write_ahead_log_that_is_whole(killed: Path, data_dir: Path) -> None:
 @in_both_formats
 def test_a_database_of_a_newer_version(data: Path, start: Start) -> None:
     with closing(sqlite3.connect(data / "fedround.db")) as connection:
-        connection.execute(NEWER)
+        for statement in NEWER:
+            connection.execute(statement)
         connection.commit()
     assert has(start(data), data / "fedround.db", "newer version of fedround", "0099_later", "install that version")
 
@@ -190,7 +194,8 @@ def test_a_postgresql_database_that_is_empty(database: str, data_dir: Path, star
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_a_postgresql_database_of_a_newer_version(database: str, data_dir: Path, start: Start) -> None:
     with psycopg.connect(database) as connection:
-        connection.execute(NEWER)
+        for statement in NEWER:
+            connection.execute(statement)
     message = start(data_dir, "--database", database)
     assert has(message, urlsplit(database).path, "newer version of fedround", "0099_later", "install that version")
 
@@ -272,6 +277,28 @@ def test_a_postgresql_that_refuses(data_dir: Path, start: Start) -> None:
 def test_a_postgresql_without_the_database(postgres: str, data_dir: Path, start: Start) -> None:
     missing = urlsplit(postgres)._replace(path="/nowhere").geturl()
     assert has(start(data_dir, "--database", missing), "/nowhere", "does not exist", "check that PostgreSQL runs there")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_postgresql_without_free_connections(database: str, data_dir: Path, start: Start) -> None:
+    with ExitStack() as stack:
+        with suppress(psycopg.OperationalError):
+            while True:
+                stack.enter_context(psycopg.connect(database))
+        message = start(data_dir, "--database", database)
+        assert has(message, urlsplit(database).path, "has no free connection", "raise max_connections")
+
+
+def test_a_postgresql_that_does_not_know_the_user(postgres: str, data_dir: Path, start: Start) -> None:
+    url = f"{postgres}&user=stranger"
+    assert has(start(data_dir, "--database", url), "refuses the server", "stranger", "check user and password")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_database_of_a_server_with_other_files(database: str, data_dir: Path, tmp_path: Path, start: Start) -> None:
+    with Server(data_dir, database=database):
+        message = start(tmp_path / "other", "--database", database)
+    assert has(message, "another server uses this database, and has its files elsewhere", "the same place for files")
 
 
 @pytest.mark.parametrize("end", ["?no=such", "%zz/mine"])

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from calls import new_id
-from fedround_server.store.db.lease import DatabaseClock
+from fedround_server.store.db.lease import DatabaseClock, elapsed
 from fedround_server.store.db.replica_session import EVERYTHING, _payloads
 
 
@@ -33,3 +33,12 @@ def test_the_time_is_the_databases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.now() == datetime.fromtimestamp(3699.9, UTC)
     clock.learn(200.0, 200.0, 5000.0)
     assert clock.now() == datetime.fromtimestamp(5000, UTC)
+
+
+def test_how_far_the_clock_of_the_machine_is_off() -> None:
+    clock = DatabaseClock()
+    assert abs(clock.ahead()) < 5
+    now, passed = datetime.now(UTC).timestamp(), elapsed()
+    for hours in (-1, 1):
+        clock.learn(passed, passed, now - hours * 3600)
+        assert abs(clock.ahead() - hours * 3600) < 5

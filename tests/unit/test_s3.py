@@ -28,6 +28,11 @@ STS = (
     [
         (ANSWER.format(status="403 Forbidden", code="SignatureDoesNotMatch"), "credentials are wrong", True),
         (ANSWER.format(status="403 Forbidden", code="InvalidAccessKeyId"), "credentials are wrong", True),
+        (
+            ANSWER.format(status="403 Forbidden", code="RequestTimeTooSkewed"),
+            "the clock of this machine is wrong",
+            True,
+        ),
         (ANSWER.format(status="403 Forbidden", code="AccessDenied"), "have no permission (AccessDenied)", True),
         (ANSWER.format(status="404 Not Found", code="NoSuchBucket"), "the bucket does not exist", True),
         (ANSWER.format(status="503 Slow Down", code="SlowDown"), "it answers 503 SlowDown", False),

@@ -113,7 +113,7 @@ class Replicas:
                 async with asyncio.timeout(TURN_SECONDS):
                     await self._looked.wait()
             if not session.is_running:
-                raise RuntimeError("the session of the replica has ended: the log says why")
+                raise RuntimeError(session.problem or "the session of the replica has ended: the log says why")
             self._end_if_cut_off()
             if not self._looked.is_set():
                 continue

@@ -56,16 +56,20 @@ class Database:
             yield Finding("database", "fail", f"{name}: {error}")
 
     def _check_open(self) -> Iterator[Finding]:
-        missing, unknown = inspection.migrations()
-        if unknown:
-            yield Finding(
-                "schema", "fail", f"of a newer version of fedround (it has {unknown[-1]}): install that version"
-            )
+        schema = inspection.schema()
+        if not schema.can_be_used:
+            newest = schema.unknown[-1]
+            yield Finding("schema", "fail", f"of a newer version of fedround (it has {newest}): install that version")
             return
-        if missing:
-            yield Finding("schema", "note", f"of an older version: the next start adds {', '.join(missing)}")
+        if schema.missing:
+            missing = ", ".join(one.name for one in schema.missing)
+            yield Finding("schema", "note", f"of an older version: the next start adds {missing}")
             return
-        yield Finding("schema", "ok", "of this version")
+        if schema.unknown:
+            newest = schema.unknown[-1]
+            yield Finding("schema", "note", f"of a newer version (it has {newest}), beside which this one can go on")
+        else:
+            yield Finding("schema", "ok", "of this version")
         yield from map(_of_setting, inspection.durability())
         yield self._check_integrity()
         yield self._check_files()

@@ -209,6 +209,8 @@ def _error(text: str) -> BucketError:
         return BucketError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", is_refusal=True)
     if WRONG_CREDENTIALS.match(word):
         return BucketError(f"the credentials are wrong ({word})", is_refusal=True)
+    if word == "RequestTimeTooSkewed":
+        return BucketError(f"the clock of this machine is wrong ({word})", is_refusal=True)
     if word == "AccessDenied" or number in ("401", "403"):
         return BucketError(f"the credentials have no permission ({word or number})", is_refusal=True)
     if answer := f"{number} {word}".strip():

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import peewee
-from playhouse import migrations as runner
 
-from fedround_server.store.db.run import MIGRATIONS
+from fedround_server.store.db.migrate import Schema, read_schema
 from fedround_server.store.tables.base import database_proxy
 
 STEPS = 100_000
@@ -29,10 +28,9 @@ def version() -> str:
     return f"PostgreSQL {_value('SHOW server_version')}"
 
 
-def migrations() -> tuple[list[str], list[str]]:
-    """Returns which migrations are still to come, and which ones this version does not know."""
-    status = runner.Runner(database_proxy.obj, str(MIGRATIONS)).status()
-    return [one.name for one in status if not one.applied], [one.name for one in status if one.path is None]
+def schema() -> Schema:
+    """Returns the schema of the database."""
+    return read_schema(database_proxy.obj)
 
 
 def check_schema() -> None:
@@ -41,8 +39,8 @@ def check_schema() -> None:
     Raises:
         RuntimeError: It does not.
     """
-    missing, unknown = migrations()
-    for age, names in (("a newer", unknown), ("an older", missing)):
+    found = schema()
+    for age, names in (("a newer", found.unknown), ("an older", [one.name for one in found.missing])):
         if names:
             raise RuntimeError(
                 f"the database is of {age} version of fedround (see {names[0]}): use the version of the server"

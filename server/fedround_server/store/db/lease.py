@@ -90,6 +90,10 @@ class DatabaseClock:
         """Returns the present time."""
         return datetime.now(UTC) if self._offset is None else datetime.fromtimestamp(self._offset + elapsed(), UTC)
 
+    def ahead(self) -> float:
+        """Returns how many seconds the clock of the machine is ahead; a negative number if it is behind."""
+        return (datetime.now(UTC) - self.now()).total_seconds()
+
     def learn(self, begun: float, ended: float, seconds: float) -> None:
         """Sets the clock by an answer of the database, unless it agrees with it.
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from fedround_server.store.db.connection import database_name, first_error, is_p
 
 FULL = 1 << 20
 """Free bytes of a disk below which it is the cause of any error of SQLite."""
+NO_CONNECTION = re.compile("too many (clients|connections)|connection slots")
+NO_ACCESS = re.compile('authentication failed|role ".*" does not exist|no password|permission denied|pg_hba')
 RESTORE = "restore the data directory from a backup, or choose another one with --data-dir"
 
 
@@ -51,4 +54,8 @@ def _sqlite_problem(path: Path, text: str) -> str:
 
 def _postgres_problem(url: str | Path, text: str) -> str:
     where = database_name(url)
+    if NO_CONNECTION.search(text):
+        return f"the database {where} has no free connection ({text}): a server needs seven, so raise max_connections"
+    if NO_ACCESS.search(text):
+        return f"the database {where} refuses the server ({text}): check user and password in --database"
     return f"the database {where} cannot be used ({text}): check that PostgreSQL runs there, and --database"

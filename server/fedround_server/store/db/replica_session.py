@@ -46,9 +46,11 @@ JOIN = f"""
 WITH dead AS (
     DELETE FROM replica WHERE expire_time < {NOW} - {DEAD} OR replica_id = %(old)s
         OR journal_id = nullif(%(journal)s, '')
-)
-INSERT INTO replica (replica_id, journal_id, name, version, start_time, expire_time, presence_version)
-VALUES (%(id)s, %(journal)s, %(name)s, %(version)s, {NOW}, {NOW} + {LEASE}, 0)
+), state AS (SELECT oldest_schema FROM server_state FOR SHARE)
+INSERT INTO replica
+    (replica_id, journal_id, name, version, schema_version, start_time, expire_time, presence_version)
+SELECT %(id)s, %(journal)s, %(name)s, %(version)s, %(schema)s, {NOW}, {NOW} + {LEASE}, 0
+FROM state WHERE oldest_schema <= %(schema)s
 """  # noqa: S608 -- constants
 RENEW = f"UPDATE replica SET expire_time = {NOW} + {LEASE} WHERE replica_id = %s AND expire_time > {NOW}"  # noqa: S608
 CLEAR = "DELETE FROM presence WHERE replica_id NOT IN (SELECT replica_id FROM replica)"
@@ -58,6 +60,15 @@ SELECT {NOW}, replica_id, name, version, start_time, expire_time, presence_versi
 FROM replica WHERE expire_time > {NOW} ORDER BY start_time, replica_id
 """  # noqa: S608
 CHANGES = "SELECT number, user_id FROM credential_change WHERE number > %s ORDER BY number"
+OUTDATED = (
+    "a newer version of fedround has migrated the database while this server had no lease, and this version cannot use"
+    " it any more: install the newer one"
+)
+TOLERATED_SECONDS = 5.0
+SKEWED = (
+    "the clock of this machine is %.0f s %s that of the database, by which trainings go: set it, since the log,"
+    " certificates and object stores go by it"
+)
 LAST_CHANGE = "SELECT credential_changes FROM server_state"
 FORGET_CHANGES = "DELETE FROM credential_change WHERE number <= %s"
 
@@ -85,14 +96,23 @@ class Listener(Protocol):
         """Receives the topics of a notification of another replica; None after some may have been missed."""
 
 
+class Outdated(RuntimeError):
+    """A newer version has migrated the database, so that this one cannot use it."""
+
+
 class ReplicaSession:
-    """Holds the lease of this process from `open` to `close`."""
+    """Holds the lease of this process from `open` to `close`.
+
+    Attributes:
+        problem: Why it has ended, if it has; an error of the database is no reason.
+    """
 
     def __init__(
         self,
         url: str,
         name: str,
         version: str,
+        schema: int,
         journal_id: str,
         lease: Lease,
         clock: DatabaseClock,
@@ -104,6 +124,7 @@ class ReplicaSession:
             url: The database.
             name: The replica's name.
             version: Its version of fedround.
+            schema: The number of that version's schema.
             journal_id: The id of its journal: no earlier server with the same one is alive.
             lease: The lease of the process.
             clock: The clock that it sets.
@@ -112,10 +133,12 @@ class ReplicaSession:
         self._url = url
         self._name = name
         self._version = version
+        self._schema = schema
         self._journal_id = journal_id
         self._lease = lease
         self._clock = clock
         self._listener = listener
+        self.problem = ""
         self._session: Any = None
         self._has_others = True
         self._last_change = -1
@@ -135,6 +158,7 @@ class ReplicaSession:
 
         Raises:
             StoreUnavailable: The database does not answer.
+            Outdated: A newer version has migrated it, and this one cannot use it any more.
         """
         import psycopg
 
@@ -144,6 +168,11 @@ class ReplicaSession:
         except psycopg.Error as error:
             self._disconnect()
             raise StoreUnavailable(f"the database does not answer: {in_one_line(error)}") from error
+        except Outdated:
+            self._disconnect()
+            raise
+        if abs(ahead := self._clock.ahead()) > TOLERATED_SECONDS:
+            log.warning(SKEWED, abs(ahead), "ahead of" if ahead > 0 else "behind")
         self.notify([LOOK])
         self._thread.start()
 
@@ -192,6 +221,10 @@ class ReplicaSession:
                     self._listener.woken(None)
                 self._turn()
                 failures = 0
+            except Outdated as error:
+                self.problem = str(error)
+                self._disconnect()
+                return
             except (psycopg.Error, OSError) as error:
                 self._disconnect()
                 if not failures:
@@ -259,8 +292,10 @@ class ReplicaSession:
         is_held = self._lease.is_held and self._session.execute(RENEW, (replica_id,)).rowcount
         if not is_held:
             new_id = str(uuid.uuid4())
-            values = {"id": new_id, "old": replica_id or "", "journal": self._journal_id}
-            self._session.execute(JOIN, {**values, "name": self._name, "version": self._version})
+            values = {"id": new_id, "old": replica_id or "", "journal": self._journal_id, "schema": self._schema}
+            # A migration for which this version is too old has waited until no such replica had a lease.
+            if not self._session.execute(JOIN, {**values, "name": self._name, "version": self._version}).rowcount:
+                raise Outdated(OUTDATED)
             self._session.execute(CLEAR)
             if replica_id is not None:
                 log.warning("the lease of the replica %s has ended: it goes on as %s", replica_id, new_id)

@@ -15,13 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
-from playhouse import migrations
-
 from fedround_server.batch import Batch
 from fedround_server.counters import Counters
 from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import FedroundError
-from fedround_server.store.db import connection
+from fedround_server.store.db import connection, migrate
 from fedround_server.store.db.group_commit import Call, Change, Joint, Transactions, answer
 from fedround_server.store.db.lease import DatabaseClock, lease
 from fedround_server.store.db.replica_session import Listener, ReplicaSession
@@ -29,13 +27,10 @@ from fedround_server.store.db.server_lock import ServerLock
 from fedround_server.store.tables.base import database_proxy
 
 log = logging.getLogger(__name__)
-# It logs one line for each migration.
-logging.getLogger("peewee.migrations").setLevel(logging.WARNING)
 P = ParamSpec("P")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-MIGRATIONS = Path(__file__).parents[1] / "tables" / "migrations"
 MAX_GROUP = 64
 """How many verbs share a commit at most."""
 
@@ -86,8 +81,8 @@ class Database:
         """Connects and applies the missing migrations.
 
         Raises:
-            RuntimeError: Another database is open in this process, or this one in another process; or a newer version
-                has migrated it.
+            RuntimeError: Another database is open in this process, or this one in another process; or `migrate` raises
+                it.
             StoreUnavailable: The database does not answer.
         """
         if database_proxy.obj is not None:
@@ -106,8 +101,10 @@ class Database:
 
         Raises:
             StoreUnavailable: The database does not answer.
+            RuntimeError: A newer version has migrated it meanwhile, and this one cannot use it any more.
         """
-        self._session = ReplicaSession(str(self._url), name, version, self._journal_id, lease, self.clock, listener)
+        schema, journal_id = migrate.own_schema(), self._journal_id
+        self._session = ReplicaSession(str(self._url), name, version, schema, journal_id, lease, self.clock, listener)
         self._session.open()
         return self._session
 
@@ -199,22 +196,8 @@ class Database:
             self._server_lock.hold()
 
     def _migrate(self) -> None:
-        # All in one transaction: of several processes that open a SQLite file, one migrates and the others wait.
-        with self._transactions.begin():
-            runner = migrations.Runner(self._peewee, str(MIGRATIONS))
-            known = runner.status()
-            # Those that are not known here have no file.
-            if unknown := [migration.name for migration in known if migration.path is None]:
-                raise RuntimeError(
-                    f"the database {self._name} was used by a newer version of fedround (it has {unknown[-1]}):"
-                    " install that version, or restore a backup from before"
-                )
-            applied = runner.up()
-        if len(applied) == len(known):
-            log.info("created the database %s", self._name)
-        elif applied:
-            version = len(known) - len(applied)
-            log.info("migrated the database %s from version %d to %d", self._name, version, len(known))
+        # One transaction: of several processes that open a SQLite file, one migrates and the others wait.
+        migrate.migrate(self._peewee, self._name, self._transactions.begin)
 
 
 @dataclass(frozen=True, slots=True)

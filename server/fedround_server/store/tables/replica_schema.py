@@ -8,6 +8,7 @@ from fedround_server.store.tables.base import InstantField, JsonField, Row, id_f
 class ReplicaRow(Row):
     """A server and its lease, by the database's clock. What it told of connections has versions up to the last one.
 
+    The schema is that of its version, which may be older or newer than that of the database.
     The journal is that of its data directory: the next server with the same one takes the place of this one.
     """
 
@@ -15,6 +16,7 @@ class ReplicaRow(Row):
     journal_id = id_field()
     name = CharField(max_length=100)
     version = CharField(max_length=50)
+    schema_version = IntegerField()
     start_time = InstantField()
     expire_time = InstantField()
     presence_version = BigIntegerField()
@@ -43,11 +45,16 @@ class PresenceRow(Row):
 
 
 class ServerStateRow(Row):
-    """What all replicas share, in a single row: where the files are, and how often credentials have changed."""
+    """What all servers share, in a single row.
+
+    Where the files are, how often credentials have changed, and the schema of the oldest servers that can use the
+    database.
+    """
 
     id = IntegerField(primary_key=True)
     files_id = id_field()
     credential_changes = BigIntegerField()
+    oldest_schema = IntegerField()
 
     class Meta:
         table_name = "server_state"

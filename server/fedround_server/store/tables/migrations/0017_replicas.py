@@ -13,6 +13,7 @@ def up(_migrator: Any, db: Any) -> None:
         journal_id = CharField(max_length=36)
         name = CharField(max_length=100)
         version = CharField(max_length=50)
+        schema_version = IntegerField()
         start_time = BigIntegerField()
         expire_time = BigIntegerField()
         presence_version = BigIntegerField()
@@ -37,6 +38,7 @@ def up(_migrator: Any, db: Any) -> None:
         id = IntegerField(primary_key=True)
         files_id = CharField(max_length=36)
         credential_changes = BigIntegerField()
+        oldest_schema = IntegerField()
 
         class Meta:
             table_name = "server_state"
@@ -51,6 +53,6 @@ def up(_migrator: Any, db: Any) -> None:
     tables = [Replica, Presence, ServerState, CredentialChange]
     db.bind(tables)
     db.create_tables(tables)
-    db.execute_sql("INSERT INTO server_state (id, files_id, credential_changes) VALUES (1, '', 0)")
+    db.execute_sql("INSERT INTO server_state (id, files_id, credential_changes, oldest_schema) VALUES (1, '', 0, 17)")
     db.execute_sql("ALTER TABLE round ADD COLUMN keeper VARCHAR(36)")
     db.execute_sql('CREATE INDEX "participant_register_time" ON "participant" ("register_time")')
