@@ -224,4 +224,5 @@ NOT_RUN = {
     "docs/performance.md": "runs the benchmarks",
     "docs/ray.md": "tests/chaos/test_ray.py starts servers with these options",
     "docs/reliability.md": "runs the tests",
+    "docs/replicas.md": "tests/e2e/test_processes.py starts servers with this option",
 }
