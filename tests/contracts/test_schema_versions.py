@@ -14,7 +14,7 @@ from contracts.world import World
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store import Store
 from fedround_server.store.db import migrate
-from fedround_server.store.db.replica_session import Outdated
+from fedround_server.store.db.replica_session import NOW, Outdated
 from later_version import CONTRACT, EXPAND, NEXT, write_migrations
 
 OWN = NEXT - 1
@@ -139,14 +139,40 @@ def test_no_server_takes_a_lease_while_a_migration_leaves_it_behind(url: str, da
 
         beginning = threading.Thread(target=begin)
         beginning.start()
-        waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        )
-        with psycopg.connect(database, autocommit=True) as watching:
-            while watching.execute(waiting).fetchone() != (1,):
-                assert beginning.is_alive()
+        until_one_waits(database, beginning)
     beginning.join()
     assert [type(outcome) for outcome in outcomes] == [Outdated]
+
+
+@on_postgres
+def test_a_lease_that_is_being_renewed_holds_a_migration_off(
+    url: str, database: str, upgrade: Callable[..., None]
+) -> None:
+    row = "INSERT INTO replica VALUES ('id', 'journal', 'other', '2', %s, 0, 0, 0)"
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(row, (OWN,))
+    outcomes: list[str] = []
+
+    def migrating() -> None:
+        with pytest.raises(RuntimeError) as refused:
+            upgrade(EXPAND, CONTRACT)
+        outcomes.append(str(refused.value))
+
+    with psycopg.connect(database) as renewing:
+        renewing.execute(f"UPDATE replica SET expire_time = {NOW} + 60000000")
+        thread = threading.Thread(target=migrating)
+        thread.start()
+        until_one_waits(database, thread)
+    thread.join()
+    assert ["while older servers use it" in outcome for outcome in outcomes] == [True]
+
+
+def until_one_waits(database: str, thread: threading.Thread) -> None:
+    """Waits until a session waits for a lock; the thread must go on."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with psycopg.connect(database, autocommit=True) as watching:
+        while watching.execute(query).fetchone() != (1,):
+            assert thread.is_alive()
 
 
 @on_postgres

@@ -125,3 +125,18 @@ def test_a_training_goes_on_while_its_servers_are_upgraded(tmp_path: Path, datab
     for server in (first, second, later):
         assert "Traceback" not in server.log
     assert f"newer version of fedround (it has {NEXT + 1:04}_later)" in refused(replica(tmp_path, 3, database))
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_an_older_server_that_was_left_behind_ends(tmp_path: Path, database: str) -> None:
+    with Server(tmp_path / "data", database=database) as server:
+        with psycopg.connect(database) as migrating:
+            # As a later version does while this one is paused for longer than its lease.
+            migrating.execute("UPDATE server_state SET oldest_schema = %s", (NEXT,))
+            migrating.execute("UPDATE replica SET expire_time = 0")
+        assert server.wait() == 1
+        assert server.log.splitlines()[-1].startswith("error: a newer version of fedround has migrated the database")
+        assert "Traceback" not in server.log
+        with psycopg.connect(database) as connection:
+            connection.execute("UPDATE server_state SET oldest_schema = %s", (NEXT - 1,))
+        server.start()
