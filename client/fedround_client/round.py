@@ -184,6 +184,7 @@ class RoundCalls:
         local_steps: int | None = None,
         initial_loss: float | None = None,
         base_version: int | None = None,
+        num_updates: int = 0,
         attempts: int | None = ATTEMPTS,
         progress: Progress | None = None,
     ) -> UpdateReceipt:
@@ -203,6 +204,7 @@ class RoundCalls:
                 with QFedAvg.
             base_version: In an asynchronous training (FedBuff, FedAsync), the version of the model that it was trained
                 from; None for the one that the round started from.
+            num_updates: If the file is a partial sum, as a relay sends it, how many updates it is the sum of.
             attempts: How many attempts in a row may fail without progress; None for any number.
             progress: Called with the bytes sent and the bytes in all.
 
@@ -231,6 +233,7 @@ class RoundCalls:
             local_steps=local_steps,
             initial_loss=initial_loss,
             base_version=base_version,
+            num_updates=num_updates,
             attempts=attempts,
             progress=progress,
         )
@@ -249,6 +252,7 @@ class RoundCalls:
         attempts: int | None,
         progress: Progress | None = None,
         prepare: Callable[[UpdateSpec], None] | None = None,
+        num_updates: int = 0,
     ) -> UpdateReceipt:
         """Submits an update; `prepare` is called with its description before anything is sent."""
         upload_id, split = str(uuid.uuid4()), split_metrics(metrics)
@@ -267,6 +271,7 @@ class RoundCalls:
             local_steps=local_steps or 0,
             initial_loss=initial_loss,
             base_version=base_version,
+            num_updates=num_updates,
         )
 
         if prepare is not None:

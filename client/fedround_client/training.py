@@ -91,6 +91,7 @@ class TrainingCalls:
         external_base_sha256: str = "",
         config: Mapping[str, ConfigOption] | None = None,
         client_config: Mapping[str, Mapping[str, ConfigOption]] | None = None,
+        allow_relays: bool = False,
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> Training:
@@ -157,6 +158,8 @@ class TrainingCalls:
                 as {0: 0.1, 30: 0.01}, a value from a number of model updates on.
             client_config: Values of single participants on top of config, by their user ids, which must be in
                 client_ids. Each participant gets its own only.
+            allow_relays: Whether participants may be relays, which send the exact sum of the updates of participants of
+                their own. Needs FedAvg or FedProx, with or without a server optimizer.
             request_id: UUID of the request: a repeated one returns the training that the first one created. Random by
                 default.
             progress: Called with the bytes sent and the bytes in all.
@@ -211,6 +214,7 @@ class TrainingCalls:
             tensors=options.tensors(trainable, private, external_base_sha256),
             config=messages.values(config or {}),
             client_config=messages.clients(client_config or {}),
+            allow_relays=allow_relays,
             request_id=request_id or str(uuid.uuid4()),
         )
         return upload(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Sent:
     steps: int = 1
     loss: float = 1.0
     control: Tensors | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,18 +62,21 @@ class Rounds:
     expected: float = 0.0
     origins: tuple[UpdateOrigin, ...] = ()
     spread: Callable[[Paths, AggregationJob], Spread] | None = None
+    relays: bool = False
+    made: Path = Path()
 
-    def write(self, tensors: Tensors) -> BlobRef:
-        data = safetensors.torch.save(dict(tensors))
+    def write(self, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> BlobRef:
+        data = safetensors.torch.save(dict(tensors), dict(metadata) if metadata else None)
         path = self.folder / hashlib.sha256(data).hexdigest()
         path.write_bytes(data)
         return at(path)
 
     def aggregate(self, model: Tensors, updates: Sequence[Sent]) -> dict[str, Tensor]:
         """Makes the next version, and checks that no file that was read has changed."""
-        stored, refs = self.write(model), tuple(self.write(self._sent(model, update)) for update in updates)
+        stored = self.write(model)
+        refs = tuple(self.write(self._sent(model, update), update.metadata) for update in updates)
         number = next(NUMBERS)
-        target = self.folder / f"version {number}"
+        self.made = target = self.folder / f"version {number}"
         slots = {slot: self.folder / f"{slot.replace('/', ' ')} {number}" for slot in self.aggregation.slots}
         job = AggregationJob(
             stored,
@@ -89,6 +93,7 @@ class Rounds:
             population=self.population,
             expected=self.expected,
             origins=self.origins,
+            relays=self.relays,
         )
         read = {Path(ref.sha256) for ref in (stored, *refs, *self.state.slots.values())}
         before = {path: path.read_bytes() for path in read}

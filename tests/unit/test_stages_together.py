@@ -14,6 +14,7 @@ from contracts.world import SPEC
 from fedround.v1.aggregation_pb2 import Aggregation as Message
 from fedround_server.aggregators import STAGES, from_aggregation, to_aggregation
 from fedround_server.aggregators.compatibility import check_reachable
+from fedround_server.aggregators.partial_sum import PartialSum
 from fedround_server.aggregators.privacy_checks import check_private_training
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.errors import AggregationIncompatible, FieldInvalid
@@ -121,9 +122,10 @@ def run(folder: Path, found: Aggregation, precision: UpdatePrecision, tensors: T
                 user = TRUSTED_ID if number == 0 else f"site {number}"
                 updates.append(Sent(sent(start, update, precision), number + 1, user, number + 1, 0.5))
             made = training.aggregate({name: tensor.clone() for name, tensor in MODEL.items()}, updates)
-            assert {name: (one.dtype, one.shape) for name, one in made.items() if name in trained} == {
-                name: (MODEL[name].dtype, MODEL[name].shape) for name in trained
-            }
+            expected = {name: (MODEL[name].dtype, tuple(MODEL[name].shape)) for name in trained}
+            if isinstance(stages.rule, PartialSum):
+                expected = {name: (torch.float64, (*shape, 2)) for name, (_, shape) in expected.items()}
+            assert {name: (one.dtype, tuple(one.shape)) for name, one in made.items() if name in trained} == expected
             assert all(bool(torch.isfinite(one.float()).all()) for one in made.values())
             assert len(training.facts) == count
     return True

@@ -165,6 +165,10 @@ def create(
             min=0, max=UINT32, help="Latest rounds that keep the files of their updates; 0 for none, all by default."
         ),
     ] = None,
+    allow_relays: Annotated[
+        bool,
+        typer.Option("--allow-relays", help="Participants may be relays, which send the sum of many updates as one."),
+    ] = False,
     uncertainty: MethodOption = None,
     samples: SamplesOption = 0,
     softmax: SoftmaxOption = False,
@@ -301,6 +305,7 @@ def create(
             external_base_sha256=external_base,
             config=values,
             client_config=parse_clients(connection, client_config or ()),
+            allow_relays=allow_relays,
             progress=report,
         )
     show_training(training, form)

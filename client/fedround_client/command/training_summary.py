@@ -126,6 +126,7 @@ def _lines(training: Training, current: Round | None, names: Mapping[str, str]) 
     yield "external base", spec.tensors.external_base_sha256
     yield "update precision", precisions_text(spec)
     yield "updates kept", _kept(spec.keep_update_rounds) if spec.HasField("keep_update_rounds") else ""
+    yield "relays", "allowed" if spec.allow_relays else ""
     yield "shadow models", ", ".join(training.shadow_model_ids)
     yield "metrics", ", ".join(spec.metric_names)
     yield "config", config_text(spec.config)

@@ -123,6 +123,7 @@ class Aggregation(_message.Message):
     LORA_STACK_FIELD_NUMBER: _builtins.int
     LORA_SVD_FIELD_NUMBER: _builtins.int
     FREEZE_A_FIELD_NUMBER: _builtins.int
+    PARTIAL_SUM_FIELD_NUMBER: _builtins.int
     CLIPPING_FIELD_NUMBER: _builtins.int
     MIXING_FIELD_NUMBER: _builtins.int
     SERVER_OPTIMIZER_FIELD_NUMBER: _builtins.int
@@ -203,6 +204,10 @@ class Aggregation(_message.Message):
         """LoRA: the mean of one of the two matrices of each adapter, while the other one stays as it is."""
 
     @_builtins.property
+    def partial_sum(self) -> Global___PartialSum:
+        """The exact sum of the updates, which a relay sends to its parent."""
+
+    @_builtins.property
     def clipping(self) -> Global___Clipping:
         """Scales each update first; unset for none."""
 
@@ -261,6 +266,7 @@ class Aggregation(_message.Message):
         lora_stack: Global___LoraStack | None = ...,
         lora_svd: Global___LoraSvd | None = ...,
         freeze_a: Global___FreezeA | None = ...,
+        partial_sum: Global___PartialSum | None = ...,
         clipping: Global___Clipping | None = ...,
         mixing: Global___Mixing | None = ...,
         server_optimizer: Global___ServerOptimizer | None = ...,
@@ -269,11 +275,11 @@ class Aggregation(_message.Message):
         buffering: Global___Buffering | None = ...,
         shadow: _abc.Iterable[Global___Aggregation] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "buffering", b"buffering", "bulyan", b"bulyan", "centered_clipping", b"centered_clipping", "clipping", b"clipping", "differential_privacy", b"differential_privacy", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_dyn", b"fed_dyn", "fed_nova", b"fed_nova", "fed_prox", b"fed_prox", "fl_trust", b"fl_trust", "freeze_a", b"freeze_a", "geometric_median", b"geometric_median", "krum", b"krum", "lora_stack", b"lora_stack", "lora_svd", b"lora_svd", "median", b"median", "mixing", b"mixing", "multi_krum", b"multi_krum", "q_fed_avg", b"q_fed_avg", "scaffold", b"scaffold", "server_optimizer", b"server_optimizer", "trimmed_mean", b"trimmed_mean"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "buffering", b"buffering", "bulyan", b"bulyan", "centered_clipping", b"centered_clipping", "clipping", b"clipping", "differential_privacy", b"differential_privacy", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_dyn", b"fed_dyn", "fed_nova", b"fed_nova", "fed_prox", b"fed_prox", "fl_trust", b"fl_trust", "freeze_a", b"freeze_a", "geometric_median", b"geometric_median", "krum", b"krum", "lora_stack", b"lora_stack", "lora_svd", b"lora_svd", "median", b"median", "mixing", b"mixing", "multi_krum", b"multi_krum", "partial_sum", b"partial_sum", "q_fed_avg", b"q_fed_avg", "scaffold", b"scaffold", "server_optimizer", b"server_optimizer", "trimmed_mean", b"trimmed_mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "buffering", b"buffering", "buffers", b"buffers", "bulyan", b"bulyan", "centered_clipping", b"centered_clipping", "clipping", b"clipping", "differential_privacy", b"differential_privacy", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_dyn", b"fed_dyn", "fed_nova", b"fed_nova", "fed_prox", b"fed_prox", "fl_trust", b"fl_trust", "freeze_a", b"freeze_a", "geometric_median", b"geometric_median", "krum", b"krum", "lora_stack", b"lora_stack", "lora_svd", b"lora_svd", "median", b"median", "mixing", b"mixing", "multi_krum", b"multi_krum", "q_fed_avg", b"q_fed_avg", "scaffold", b"scaffold", "server_optimizer", b"server_optimizer", "shadow", b"shadow", "trimmed_mean", b"trimmed_mean"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "buffering", b"buffering", "buffers", b"buffers", "bulyan", b"bulyan", "centered_clipping", b"centered_clipping", "clipping", b"clipping", "differential_privacy", b"differential_privacy", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_dyn", b"fed_dyn", "fed_nova", b"fed_nova", "fed_prox", b"fed_prox", "fl_trust", b"fl_trust", "freeze_a", b"freeze_a", "geometric_median", b"geometric_median", "krum", b"krum", "lora_stack", b"lora_stack", "lora_svd", b"lora_svd", "median", b"median", "mixing", b"mixing", "multi_krum", b"multi_krum", "partial_sum", b"partial_sum", "q_fed_avg", b"q_fed_avg", "scaffold", b"scaffold", "server_optimizer", b"server_optimizer", "shadow", b"shadow", "trimmed_mean", b"trimmed_mean"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_algorithm: _TypeAlias = _typing.Literal["fed_avg", "fed_prox", "fed_dc", "fed_nova", "q_fed_avg", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median", "centered_clipping", "fl_trust", "scaffold", "fed_dyn", "lora_stack", "lora_svd", "freeze_a"]  # noqa: Y015
+    _WhichOneofReturnType_algorithm: _TypeAlias = _typing.Literal["fed_avg", "fed_prox", "fed_dc", "fed_nova", "q_fed_avg", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median", "centered_clipping", "fl_trust", "scaffold", "fed_dyn", "lora_stack", "lora_svd", "freeze_a", "partial_sum"]  # noqa: Y015
     _WhichOneofArgType_algorithm: _TypeAlias = _typing.Literal["algorithm", b"algorithm"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_algorithm) -> _WhichOneofReturnType_algorithm | None: ...
 
@@ -317,6 +323,31 @@ class FedProx(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FedProx: _TypeAlias = FedProx  # noqa: Y015
+
+@_typing.final
+class PartialSum(_message.Message):
+    """The sum of the updates, each times its number of examples, as a relay sends it to its parent (UpdateSpec.num_updates).
+    Version 1 of the model is that sum, and no model; its metadata has num_examples and num_updates. Participants are told
+    of FedAvg, or of FedProx if mu is set. Needs target_num_updates 1; goes with no other stage.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MU_FIELD_NUMBER: _builtins.int
+    mu: _builtins.float
+    """mu of FedProx, finite and >= 0."""
+    def __init__(
+        self,
+        *,
+        mu: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mu", b"mu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartialSum: _TypeAlias = PartialSum  # noqa: Y015
 
 @_typing.final
 class FedDc(_message.Message):

@@ -207,6 +207,7 @@ class UpdateSpec(_message.Message):
     LOCAL_STEPS_FIELD_NUMBER: _builtins.int
     INITIAL_LOSS_FIELD_NUMBER: _builtins.int
     BASE_VERSION_FIELD_NUMBER: _builtins.int
+    NUM_UPDATES_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
@@ -234,6 +235,13 @@ class UpdateSpec(_message.Message):
     base_version: _builtins.int
     """With Aggregation.buffering, the version of the model that it was trained from; unset for the one that `round` started
     from. Elsewhere it may be set to that version only.
+    """
+    num_updates: _builtins.int
+    """If the file is a partial sum, how many updates it is the sum of; 0 for an update of the caller's own. Needs
+    allow_relays. num_examples is the sum of theirs: at most num_updates times the training's limit, and 2^53. The file has
+    the tensors of an update, but each floating-point one of shape [...] as F64 of shape [..., components], with 2, 4 or 8
+    components: the sum along the last dimension, taken exactly, is the sum of num_examples * update. A complex tensor of
+    shape [...] is [..., 2, components]. A counter of BatchNorm is the largest one.
     """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
@@ -267,10 +275,11 @@ class UpdateSpec(_message.Message):
         local_steps: _builtins.int = ...,
         initial_loss: _builtins.float | None = ...,
         base_version: _builtins.int | None = ...,
+        num_updates: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_base_version", b"_base_version", "_initial_loss", b"_initial_loss", "base_version", b"base_version", "initial_loss", b"initial_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_version", b"_base_version", "_initial_loss", b"_initial_loss", "base_version", b"base_version", "initial_loss", b"initial_loss", "list_metrics", b"list_metrics", "local_steps", b"local_steps", "metrics", b"metrics", "num_examples", b"num_examples", "offset", b"offset", "round", b"round", "sha256", b"sha256", "size_bytes", b"size_bytes", "text_metrics", b"text_metrics", "training_id", b"training_id", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_version", b"_base_version", "_initial_loss", b"_initial_loss", "base_version", b"base_version", "initial_loss", b"initial_loss", "list_metrics", b"list_metrics", "local_steps", b"local_steps", "metrics", b"metrics", "num_examples", b"num_examples", "num_updates", b"num_updates", "offset", b"offset", "round", b"round", "sha256", b"sha256", "size_bytes", b"size_bytes", "text_metrics", b"text_metrics", "training_id", b"training_id", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_version: _TypeAlias = _typing.Literal["base_version"]  # noqa: Y015
     _WhichOneofArgType__base_version: _TypeAlias = _typing.Literal["_base_version", b"_base_version"]  # noqa: Y015

@@ -574,6 +574,7 @@ class TrainingSpec(_message.Message):
     TENSOR_PRECISIONS_FIELD_NUMBER: _builtins.int
     STOCHASTIC_ROUNDING_FIELD_NUMBER: _builtins.int
     KEEP_UPDATE_ROUNDS_FIELD_NUMBER: _builtins.int
+    ALLOW_RELAYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for humans, at most 200 characters; need not be unique."""
     description: _builtins.str
@@ -626,6 +627,12 @@ class TrainingSpec(_message.Message):
     keep_update_rounds: _builtins.int
     """Of how many of the latest rounds the files of updates are kept once they are aggregated; 0 for none, unset for all.
     Evaluation rounds do not count. They go with the training at the latest. ReplayRound and ReplayTraining need them.
+    """
+    allow_relays: _builtins.bool
+    """Whether participants may be relays, which send the exact sum of the updates of participants of their own in place of an
+    update (UpdateSpec.num_updates). The result has the same bits as if all updates had been sent here. Needs FedAvg or
+    FedProx, with or without a server optimizer, and no other stage; not with SWAG. Of tensors of integers, only counters of
+    BatchNorm may be trained. min_updates, deadlines and cohorts count a relay as one participant.
     """
     @_builtins.property
     def metric_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -716,10 +723,11 @@ class TrainingSpec(_message.Message):
         tensor_precisions: _abc.Iterable[_aggregation_pb2.TensorPrecision] | None = ...,
         stochastic_rounding: _builtins.bool = ...,
         keep_update_rounds: _builtins.int | None = ...,
+        allow_relays: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_update_rounds", b"_keep_update_rounds", "_model_version", b"_model_version", "aggregation", b"aggregation", "cohort", b"cohort", "evaluation_policy", b"evaluation_policy", "keep_update_rounds", b"keep_update_rounds", "model_version", b"model_version", "round_policy", b"round_policy", "selection", b"selection", "tensors", b"tensors", "uncertainty", b"uncertainty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_update_rounds", b"_keep_update_rounds", "_model_version", b"_model_version", "aggregation", b"aggregation", "allow_non_finite_buffers", b"allow_non_finite_buffers", "architecture", b"architecture", "client_config", b"client_config", "client_ids", b"client_ids", "cohort", b"cohort", "config", b"config", "description", b"description", "evaluation", b"evaluation", "evaluation_policy", b"evaluation_policy", "integer_tensors", b"integer_tensors", "keep_update_rounds", b"keep_update_rounds", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "stochastic_rounding", b"stochastic_rounding", "target_num_updates", b"target_num_updates", "tensor_precisions", b"tensor_precisions", "tensors", b"tensors", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_update_rounds", b"_keep_update_rounds", "_model_version", b"_model_version", "aggregation", b"aggregation", "allow_non_finite_buffers", b"allow_non_finite_buffers", "allow_relays", b"allow_relays", "architecture", b"architecture", "client_config", b"client_config", "client_ids", b"client_ids", "cohort", b"cohort", "config", b"config", "description", b"description", "evaluation", b"evaluation", "evaluation_policy", b"evaluation_policy", "integer_tensors", b"integer_tensors", "keep_update_rounds", b"keep_update_rounds", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "stochastic_rounding", b"stochastic_rounding", "target_num_updates", b"target_num_updates", "tensor_precisions", b"tensor_precisions", "tensors", b"tensors", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_update_rounds: _TypeAlias = _typing.Literal["keep_update_rounds"]  # noqa: Y015
     _WhichOneofArgType__keep_update_rounds: _TypeAlias = _typing.Literal["_keep_update_rounds", b"_keep_update_rounds"]  # noqa: Y015

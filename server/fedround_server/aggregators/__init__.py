@@ -19,6 +19,7 @@ from fedround_server.aggregators.krum import Krum, MultiKrum
 from fedround_server.aggregators.lora import FreezeA, LoraStack, LoraSvd
 from fedround_server.aggregators.median import Median
 from fedround_server.aggregators.mixing import Bucketing, NearestNeighbor
+from fedround_server.aggregators.partial_sum import PartialSum
 from fedround_server.aggregators.q_fed_avg import QFedAvg
 from fedround_server.aggregators.scaffold import Scaffold
 from fedround_server.aggregators.server_optimizer import Adagrad, Adam, Sgd, Yogi
@@ -47,6 +48,7 @@ STAGES: Mapping[str, Mapping[str, type[Any]]] = {
             LoraStack,
             LoraSvd,
             FreezeA,
+            PartialSum,
         ),
         "clipping": (FixedClipping, AdaptiveClipping),
         "mixing": (NearestNeighbor, Bucketing),

@@ -2,6 +2,7 @@
 
 from fedround_server.aggregators.asynchronous import check_asynchronous, check_buffered
 from fedround_server.aggregators.lora import ProductRule
+from fedround_server.aggregators.partial_sum import PartialSum
 from fedround_server.aggregators.privacy_checks import check_private
 from fedround_server.domain.aggregation import Aggregation, DaisyChaining
 from fedround_server.domain.errors import AggregationIncompatible
@@ -18,6 +19,8 @@ def check_compatible(found: Aggregation) -> None:
     rule = found.rule
     if isinstance(rule, DaisyChaining):
         _check_alone(found, "whose local models have been with several participants")
+    if isinstance(rule, PartialSum):
+        _check_alone(found, "whose result is no model, but a sum for another server")
     if isinstance(rule, ProductRule):
         _check_alone(
             found,

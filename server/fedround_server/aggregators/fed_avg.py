@@ -1,6 +1,7 @@
 """FedAvg (McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedround_server.aggregators.rule import LinearRule, Shares, Updates
 
@@ -10,6 +11,7 @@ class FedAvg(LinearRule):
     """The mean, weighted by the number of examples."""
 
     name = "fed_avg"
+    nests: ClassVar[bool] = True
 
     def shares(self, updates: Updates) -> Shares:
         """Returns the weights."""

@@ -23,6 +23,7 @@ class FedDC(FedAvg, DaisyChaining):
     """
 
     name = "fed_dc"
+    nests = False
     daisy_period: int = 1
     aggregation_period: int = 0
     seed: int = 0

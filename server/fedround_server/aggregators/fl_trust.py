@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from math import fsum, sqrt
-from typing import Self
 
 from fedround_server.aggregators.rule import LinearRule, NoAggregate, Shares, Updates
 from fedround_server.domain.aggregation import OptionInvalid
@@ -37,7 +36,7 @@ class FLTrust(LinearRule):
         """Returns the trusted participant."""
         return (self.trusted_client_id,)
 
-    def for_participants(self) -> Self:
+    def for_participants(self) -> "FLTrust":
         """Returns the rule without the id: who knows it knows whose update to imitate."""
         return replace(self, trusted_client_id="")
 

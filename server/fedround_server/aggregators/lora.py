@@ -57,6 +57,8 @@ class Product:
 class AdapterRule(FedAvg):
     """A rule that treats adapters in a way of its own."""
 
+    nests = False
+
     def check_model(self, model: Manifest, tensors: TensorSelection) -> None:
         """Checks that the model has adapters that fit the rule.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedround_server.domain.adapters import NO_ADAPTERS, Adapters
 
@@ -137,7 +137,7 @@ class BaseRule(BaseStage):
         needs_loss: Whether participants have to report the loss of the model that they started from.
         keeps_aggregate: Whether it sees the difference that the round before has made.
         selects: Whether it leaves some updates out.
-        slots, control, takes_optimizer: As `Rule` has them; see `StatefulRule`.
+        slots, control, takes_optimizer, nests: As `Rule` has them; see `StatefulRule`.
     """
 
     selects: ClassVar[bool] = False
@@ -148,6 +148,7 @@ class BaseRule(BaseStage):
     slots: ClassVar[tuple[str, ...]] = ()
     control: ClassVar[str | None] = None
     takes_optimizer: ClassVar[bool] = True
+    nests: ClassVar[bool] = False
 
     def min_updates(self) -> int:
         """Returns how many updates the rule needs."""
@@ -157,7 +158,7 @@ class BaseRule(BaseStage):
         """Returns whose updates the rule needs in each round."""
         return ()
 
-    def for_participants(self) -> Self:
+    def for_participants(self) -> BaseRule:
         """Returns the rule as participants see it: without the ids of others."""
         return self
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from fedround_server.domain.model import Manifest
+from fedround_server.domain.partial_sum import COMPONENTS, components_of, sum_tensors
 from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.update import NewUpdate
 from fedround_server.engine.format.compare import check_same
@@ -23,10 +24,11 @@ MAX_USERS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """An admission, and the check of an update's tensors that follows from it."""
+    """An admission, and the checks of the tensors of an update and of a partial sum that follow from it."""
 
     admission: Admission
     check: Callable[[Manifest], None]
+    check_sum: Callable[[Manifest], None]
 
 
 class Admissions:
@@ -50,7 +52,7 @@ class Admissions:
 
     def add(self, new: NewUpdate, admission: Admission) -> Terms:
         """Returns the terms of an update that was admitted, and keeps them for the others of its round."""
-        terms = Terms(admission, _tensor_check(admission.tensors))
+        terms = Terms(admission, _tensor_check(admission.tensors), _sum_check(admission.tensors))
         if admission.is_shared:
             self._trainings.add(new.training_id, terms)
             self.know(new.training_id, new.user_id)
@@ -105,5 +107,14 @@ def _tensor_check(expected: ExpectedTensors) -> Callable[[Manifest], None]:
             notes=expected.notes,
         )
         accepted = tensors
+
+    return check
+
+
+def _sum_check(expected: ExpectedTensors) -> Callable[[Manifest], None]:
+    def check(tensors: Manifest) -> None:
+        # Errors refer to the form with the fewest components if it is none.
+        components = components_of(tensors, expected.manifest) or COMPONENTS[0]
+        check_same(tensors, sum_tensors(expected.manifest, components), private=expected.private)
 
     return check

@@ -259,6 +259,7 @@ def job_of(task: AggregationTask) -> AggregationJob:
         population=task.round.population,
         origins=_origins(task, computation),
         expected=computation.expected(task.round.population),
+        relays=computation.relays,
     )
 
 

@@ -111,7 +111,13 @@ class Counterfactuals:
             raise FieldInvalid("without_client_ids", f"no round has an update of {', '.join(absent[:20])}")
         for number in found.rounds:
             # What cannot be computed is told before anything is.
-            await self._context.store.rounds.find_replay(training_id, number, actor_id)
+            task = await self._context.store.rounds.find_replay(training_id, number, actor_id)
+            if task.aggregation.computation is not None and task.aggregation.computation.relays:
+                raise ReplayImpossible(
+                    "the training allows relays, and a partial sum cannot be moved to the model of another branch: its"
+                    " rounds can be computed once more only as they were",
+                    cause="RELAYS",
+                )
         file, state = found.file, found.state
         for version, number in enumerate(found.rounds, 1):
             task = await self._context.store.rounds.find_replay(training_id, number, actor_id)

@@ -48,6 +48,7 @@ class Submissions:
         local_steps: int | None = None,
         initial_loss: float | None = None,
         base_version: int | None = None,
+        num_updates: int = 0,
     ) -> Update:
         """Accepts an update. When it returns, the update is on disk and will be counted exactly once.
 
@@ -67,6 +68,7 @@ class Submissions:
             local_steps,
             initial_loss,
             base_version,
+            num_updates,
         )
         # A large file is not received for nothing.
         known = self._admissions.find(new) if incoming.is_small and not incoming.offset else None
@@ -99,12 +101,14 @@ class Submissions:
             # The file is also that of the same update that was accepted meanwhile.
             return await self._accept_update(replace(new, blob=received.blob)), True
 
+        # A relay bounds the distances of single updates, and what it sends in places where the model is not finite does
+        # not count.
         update = await self._uploads.receive(
             incoming if incoming.round == admission.round else replace(incoming, round=admission.round),
-            terms.check,
+            terms.check_sum if new.is_sum else terms.check,
             accept,
-            admission.bound,
-            model=admission.model,
+            None if new.is_sum else admission.bound,
+            model=None if new.is_sum else admission.model,
             expected=admission.tensors,
         )
         reached("update.replying")

@@ -13,10 +13,18 @@ from fedround_server.domain.tensor_selection import TensorSelection
 BUFFERS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Globs of the tensors that a module's forward pass changes, not an optimizer: those of normalization layers."""
 
+COUNTER = "num_batches_tracked"
+"""BatchNorm counts its batches; the count of the update that was trained most is the meaningful one."""
+
 STEPS = "steps"
 """The detail of an artifact that says how many aggregations have made a state."""
 KEPT = "aggregate"
 """The slot of a rule that sees the difference which the round before has made."""
+
+
+def is_counter(name: str) -> bool:
+    """Returns whether an integer tensor gets its maximum."""
+    return name.endswith(COUNTER)
 
 
 class OptionInvalid(ValueError):
@@ -61,6 +69,8 @@ class Rule(Stage, Protocol):
         control: The slot with its control variate: participants download it, and their updates have the change of
             theirs. None if it has no such thing.
         takes_optimizer: Whether a server optimizer may follow it.
+        nests: Whether it sees sum(num_examples * update) and sum(num_examples) only: then partial sums may take the
+            place of updates.
     """
 
     needs_steps: ClassVar[bool]
@@ -69,6 +79,7 @@ class Rule(Stage, Protocol):
     slots: ClassVar[tuple[str, ...]]
     control: ClassVar[str | None]
     takes_optimizer: ClassVar[bool]
+    nests: ClassVar[bool]
 
     def min_updates(self) -> int:
         """Returns how many updates it needs, with these options."""

@@ -70,6 +70,8 @@ Manifest = Mapping[str, TensorSpec]
 
 MAX_TENSORS = 20_000
 """How many tensors an uploaded file may have."""
+MAX_RANK = 16
+"""How many dimensions a tensor may have."""
 MAX_NAME = 512
 """Characters of the name of a tensor of an uploaded file."""
 

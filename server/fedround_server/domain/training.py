@@ -118,6 +118,7 @@ class TrainingSpec:
         client_config: What single participants get on top of that, by user; for the actor only.
         cohort: Who takes part in each round; None for all participants.
         evaluation_policy: When evaluation rounds close; None for what follows from round_policy and selection.
+        allow_relays: Whether participants may send partial sums.
     """
 
     name: str
@@ -148,6 +149,7 @@ class TrainingSpec:
     cohort: Cohort | None = None
     evaluation_policy: RoundPolicy | None = None
     keep_update_rounds: int | None = None
+    allow_relays: bool = False
 
     @property
     def transport(self) -> Transport:

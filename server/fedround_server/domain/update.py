@@ -42,6 +42,7 @@ class NewUpdate:
         local_steps: Steps of the local optimizer that made it; None if it does not say.
         initial_loss: Loss of the round's model on the participant's data; None if it does not say.
         base_version: The version of the model that it was trained from; None for the one that `round` started from.
+        num_updates: How many updates it is the exact sum of (a partial sum); 0 for an update of the user's own.
     """
 
     submission: ClassVar[Submission] = Submission.UPDATE
@@ -54,6 +55,12 @@ class NewUpdate:
     local_steps: int | None = None
     initial_loss: float | None = None
     base_version: int | None = None
+    num_updates: int = 0
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it is a partial sum."""
+        return self.num_updates > 0
 
 
 def inputs_of(new: NewUpdate, rule: Rule) -> dict[str, Any]:

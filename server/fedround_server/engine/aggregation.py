@@ -5,20 +5,22 @@ Memory is O(block x updates), independent of the size of the model.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fedround_server.aggregators.partial_sum import PartialSum
 from fedround_server.aggregators.rule import NoAggregate, Updates
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.aggregation import Aggregation, UpdateFacts
 from fedround_server.domain.model import BlobRef, VersionFile
+from fedround_server.domain.partial_sum import MAX_NUM_EXAMPLES
 from fedround_server.engine.computation import Computation, Spread
 from fedround_server.engine.deciding import Deciding
-from fedround_server.engine.decision import bounded, needs_products
+from fedround_server.engine.decision import Linear, bounded, needs_products
 from fedround_server.engine.elements import Elements, InnerProducts, Part
 from fedround_server.engine.facts import facts_of
 from fedround_server.engine.format.tensors import blocks
@@ -26,6 +28,7 @@ from fedround_server.engine.format.verification import reading_ahead
 from fedround_server.engine.format.writer import bytes_of
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.engine.lora import Products
+from fedround_server.engine.partial_sums import write_sum
 from fedround_server.engine.pool import computing
 from fedround_server.engine.slots import SlotWriter
 from fedround_server.engine.source import open_source
@@ -90,6 +93,13 @@ def aggregate(
             decision = small.decide(known)
         except NoAggregate as error:
             raise AggregationFailed(str(error)) from None
+        if isinstance(aggregation.rule, PartialSum):
+            facts = facts_of(aggregation.rule, len(job.updates), source.counted, decision, known)
+            return Aggregated(write_sum(files, target, computation, known.weights), {}, {}, facts)
+        if job.relays and isinstance(decision, Linear):
+            if sum(known.weights) > MAX_NUM_EXAMPLES:
+                raise AggregationFailed(f"the updates have {sum(known.weights)} examples together, and may have 2^53")
+            decision = replace(decision, is_nested=True)
         elements = Elements(job, aggregation, decision, known.weights)
         with source.result.writer(files, target) as writer:
             for name in source.result.inherited:

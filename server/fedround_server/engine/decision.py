@@ -33,10 +33,13 @@ class Linear:
     Attributes:
         shares: The combination.
         scales: What clipping multiplies the differences by; None if nothing is clipped.
+        is_nested: Whether updates may be partial sums: then `difference` is correctly rounded, so that it does not
+            matter which updates were added before.
     """
 
     shares: Shares
     scales: Sequence[float] | None = None
+    is_nested: bool = False
 
     @property
     def is_mean(self) -> bool:
@@ -45,8 +48,8 @@ class Linear:
 
     def aggregate(self, block: Block) -> Tensor:
         """Returns the aggregate: shape (elements,), in the model's dtype, correctly rounded."""
-        coefficients, divisor = list(self.shares.coefficients), self.shares.divisor
-        vectors = block.updates()
+        divisor = self.shares.divisor
+        vectors, coefficients = block.summands(self.shares.coefficients)
         if not self.is_mean:
             vectors.append(block.model)
             coefficients.append(fsum([divisor, *(-one for one in self.shares.coefficients)]))
@@ -57,7 +60,7 @@ class Linear:
         return combine([vector for vector, _ in used], combination, block.stored.dtype)
 
     def difference(self, block: Block, kept: Tensor | None) -> Tensor:
-        """Returns the aggregate less the model, summed in the order of the updates.
+        """Returns the aggregate less the model, summed in the order of the updates unless these may be partial sums.
 
         Args:
             block: The elements.
@@ -66,6 +69,10 @@ class Linear:
         Returns:
             Shape (elements,), float64.
         """
+        if self.is_nested:
+            vectors, coefficients = block.summands(self.shares.coefficients)
+            combination = Combination([*coefficients, -fsum(self.shares.coefficients)], self.shares.divisor)
+            return combine([*vectors, block.model], combination, torch.float64)
         model = widen(block.model).double()
         total = torch.zeros_like(model)
         for update, coefficient in zip(block.updates(), self.shares.coefficients, strict=True):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedround_server.aggregators.rule import StatefulRule, StepContext
 from fedround_server.aggregators.server_optimizer import ServerOptimizer
-from fedround_server.domain.aggregation import Aggregation
+from fedround_server.domain.aggregation import Aggregation, is_counter
 from fedround_server.domain.training import IntegerTensors
 from fedround_server.engine.decision import Decision, Matrix, inner_products
 from fedround_server.engine.exact import Combination, combine
@@ -20,9 +20,6 @@ from fedround_server.engine.parts import Block
 from fedround_server.engine.private import Private
 from fedround_server.engine.slots import as_kept
 from fedround_server.engine.source import Source, Span
-
-COUNTER = "num_batches_tracked"
-"""BatchNorm counts its batches; the count of the update that was trained most is the meaningful one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +109,15 @@ class Elements:
                 # Without noise, buffers would reveal something.
                 result = block.model
             else:
-                result = combine(block.updates(), Combination(self.weights, sum(self.weights)), block.model.dtype)
+                vectors, coefficients = block.summands(self.weights)
+                result = combine(vectors, Combination(coefficients, sum(self.weights)), block.model.dtype)
             if not is_finite(result):
                 name = block.run.owner(block.start + first_not_finite(result))
                 raise AggregationFailed(f"the aggregate of tensor {name!r} has values that its dtype cannot hold")
             return block.restored(result), state
         if self._decision is None or isinstance(self._decision, Private):
             return block.stored, {}
-        if block.run.first.endswith(COUNTER):
+        if is_counter(block.run.first):
             return take_maximum(block.updates()), {}
         if self._integers is IntegerTensors.MEAN:
             return rounded_mean(block.updates(), self.weights), {}

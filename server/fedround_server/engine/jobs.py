@@ -105,6 +105,7 @@ class AggregationJob:
         origins: What each update stands for; empty if all of them were trained from the model.
         population: How many participants could have been asked for an update, when the round was opened.
         expected: How many of them are asked on average.
+        relays: Whether updates may be partial sums.
     """
 
     model: VersionFile
@@ -122,6 +123,7 @@ class AggregationJob:
     origins: tuple[UpdateOrigin, ...] = ()
     population: int = 0
     expected: float = 0.0
+    relays: bool = False
 
 
 @dataclass(frozen=True, slots=True)

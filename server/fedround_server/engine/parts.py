@@ -12,15 +12,25 @@ from fedround_server.engine.format.runs import Run
 from fedround_server.engine.format.scaled import differences
 from fedround_server.engine.format.tensors import TensorFile, Tensors
 
+TOLERANCE = 2.0**-40
+"""Components are added with an error that is smaller, relative to the sum."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenedUpdate:
-    """An update, and what it stands for; `UpdateOrigin` describes the fields."""
+    """An update, and what it stands for; `UpdateOrigin` describes most fields.
+
+    Attributes:
+        components: How many numbers an element has, if it is a partial sum; 0 if it is not.
+        weight: Its number of examples.
+    """
 
     file: TensorFile
     base: Tensors | None = None
     factor: float = 1.0
     replaces_model: bool = False
+    components: int = 0
+    weight: int = 1
 
 
 class Block:
@@ -78,8 +88,41 @@ class Block:
         """Returns the number of elements."""
         return len(self.stored)
 
+    def summands(self, coefficients: Sequence[float]) -> tuple[list[Tensor], list[float]]:
+        """Returns vectors and coefficients that add up to the sum of multiples of the updates.
+
+        Args:
+            coefficients: One for each update; of a partial sum, its number of examples.
+
+        Returns:
+            An update as `updates` has it, and its coefficient; of a partial sum, the vectors of its components.
+        """
+        if not any(update.components for update in self._updates):
+            return self.updates(), list(coefficients)
+        vectors, factors = [], []
+        for update, coefficient in zip(self._updates, coefficients, strict=True):
+            parts = list(self._sum_of(update)) if update.components else [self._update(update)]
+            vectors += parts
+            factors += [1.0] * len(parts) if update.components else [coefficient]
+        return vectors, factors
+
+    def _sum_of(self, update: OpenedUpdate) -> Tensor:
+        """Returns a partial sum: shape (components, elements), float64."""
+        count = update.components
+        numbers = update.file.block(self.run.first, self.start * count, len(self) * count)
+        parts = numbers.view(len(self), count).T.clone(memory_format=torch.contiguous_format)
+        # No sum of numbers of the model's type is larger. As in `_sum`, so that one relay cannot make a round fail.
+        largest = torch.finfo(torch.float64).max
+        most = min(torch.finfo(self.stored.dtype).max * update.weight, largest)
+        total = parts.sum(0)
+        beyond = (total.abs() <= min(most * (1 + TOLERANCE), largest)).logical_not_()
+        if beyond.any():
+            parts[:, beyond] = 0
+            parts[0][beyond] = total[beyond].clamp(-most, most)
+        return parts
+
     def updates(self) -> list[Tensor]:
-        """Returns the elements of each update.
+        """Returns the elements of each update; there must be no partial sums, except where these have integers.
 
         Returns:
             Tensors of shape (elements,), not to be written to: in the model's dtype, or in float64 where they are the

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
+from fedround_server.aggregators.partial_sum import PartialSum
 from fedround_server.blobs import BlobFiles, Slice
 from fedround_server.domain.aggregation import Aggregation
-from fedround_server.domain.model import BaseAndDelta, BlobRef, VersionFile
+from fedround_server.domain.model import BaseAndDelta, BlobRef, Manifest, VersionFile
 from fedround_server.engine.format.assembly import Assembly, StoredHeader, assemble, in_order, whole_prefix
 from fedround_server.engine.format.manifest import Layout, make_header
 from fedround_server.engine.format.tensors import TensorFile, Tensors
@@ -81,13 +82,16 @@ def plan(files: BlobFiles, job: AggregationJob, model: Tensors) -> Result:
         BlobDamaged: The file of the model is damaged.
     """
     trained = job.tensors.trained(model.layout.manifest)
+    if isinstance(job.aggregation, Aggregation) and isinstance(job.aggregation.rule, PartialSum):
+        # Its header names the number of components, which is found while it is computed.
+        return Result(b"", (), _layout_of(model.layout, trained))
     if isinstance(job.aggregation, Aggregation):
         trained = job.aggregation.changed(model.layout.manifest, trained)
     if len(trained) == len(model.layout.manifest):
         # A file that was uploaded may have another form of header, which its versions keep.
         header = model.header if isinstance(model, TensorFile) else assemble(files, job.model).header
         return Result(header, (), model.layout)
-    layout = replace(model.layout, manifest=trained, offsets={name: model.layout.offsets[name] for name in trained})
+    layout = _layout_of(model.layout, trained)
     if isinstance(job.model, BaseAndDelta):
         changed = in_order(StoredHeader.read(files, job.model.delta).layout)
         base, inherited = job.model.base, tuple(name for name in changed if name not in trained)
@@ -97,6 +101,11 @@ def plan(files: BlobFiles, job: AggregationJob, model: Tensors) -> Result:
     head = StoredHeader.read(files, base)
     prefix = whole_prefix(head, base, manifest)
     return Result(make_header(manifest, head.metadata), inherited, layout, base, prefix)
+
+
+def _layout_of(layout: Layout, tensors: Manifest) -> Layout:
+    """Returns a layout of some of its tensors."""
+    return replace(layout, manifest=tensors, offsets={name: layout.offsets[name] for name in tensors})
 
 
 def _prefix_hash(files: BlobFiles, prefix: Assembly) -> Hash:

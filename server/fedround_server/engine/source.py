@@ -14,6 +14,7 @@ from fedround_server.domain.adapters import NO_ADAPTERS, Adapters
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.control import CONTROL, control_tensors
 from fedround_server.domain.model import Manifest
+from fedround_server.domain.partial_sum import COMPONENTS, components_of, sum_tensors
 from fedround_server.domain.tensor_selection import matcher
 from fedround_server.engine.format.assembly import in_order
 from fedround_server.engine.format.dtypes import widen
@@ -63,6 +64,7 @@ class Source:
 
     Attributes:
         counted: The indices of the updates that take part.
+        updates: Those updates.
         model: The model that the round started from.
         adapters: What the rule does with adapters.
         result: What is written.
@@ -84,7 +86,7 @@ class Source:
         self.adapters = _adapters(job, model)
         self.result = result
         self.slots = slots
-        self._updates = updates
+        self.updates = updates
         self._keep_non_finite = job.keep_non_finite
         self._block_sizes = job.transport.block_sizes(result.layout.manifest)
         self._treatment = _treatments(job, self.adapters)
@@ -107,7 +109,7 @@ class Source:
 
     def ranks(self, name: str) -> list[int]:
         """Returns the rank that a matrix A has in each update."""
-        return [update.file.layout.manifest[name].shape[0] for update in self._updates]
+        return [update.file.layout.manifest[name].shape[0] for update in self.updates]
 
     def matrix(self, index: int, name: str) -> Tensor:
         """Returns a tensor of an update, or of what its difference makes of the model.
@@ -115,7 +117,7 @@ class Source:
         Returns:
             Shape (first size, product of the others), float64.
         """
-        update = self._updates[index]
+        update = self.updates[index]
         spec, stored = update.file.layout.manifest[name], self.model.layout.manifest[name]
         if spec.dtype is stored.dtype:
             numbers = update.file.block(name, 0, spec.num_numbers)
@@ -127,7 +129,7 @@ class Source:
 
     def spans(self, index: int) -> Iterator[Span]:
         """Divides the run of an index."""
-        size = max(SMALLEST_BLOCK, BLOCK * FEW // max(FEW, len(self._updates)))
+        size = max(SMALLEST_BLOCK, BLOCK * FEW // max(FEW, len(self.updates)))
         total = self.runs[index].num_numbers
         for start in range(0, total, size):
             yield Span(index, start, min(size, total - start))
@@ -143,7 +145,7 @@ class Source:
         run = self.runs[span.run]
         return Block(
             self.model,
-            self._updates,
+            self.updates,
             run,
             span.start,
             span.length,
@@ -187,6 +189,8 @@ def open_source(files: BlobFiles, job: AggregationJob, ahead: Executor) -> Itera
                 None if origins[index].base is None else bases[origins[index].base],
                 origins[index].factor,
                 origins[index].replaces_model,
+                components_of(file.layout.manifest, manifest) if job.relays else 0,
+                job.weights[index],
             )
             for index, file in zip(counted, opened, strict=True)
         ]
@@ -220,7 +224,9 @@ def _adapters(job: AggregationJob, model: Tensors) -> Adapters:
 
 def _expected(job: AggregationJob, manifest: Manifest) -> Sequence[Manifest]:
     """Returns the tensors that an update may have."""
-    own = (manifest, job.transport.encoded(manifest))
+    own = [manifest, job.transport.encoded(manifest)]
+    if job.relays:
+        own += [sum_tensors(manifest, components) for components in COMPONENTS]
     if not isinstance(job.aggregation, Aggregation) or not _has_control(job):
         return own
     control = control_tensors(job.aggregation, manifest)

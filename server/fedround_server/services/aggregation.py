@@ -9,6 +9,7 @@ from fedround.v1 import aggregation_pb2
 from fedround_server.aggregators import OTHERS, STAGES
 from fedround_server.aggregators.compatibility import check_compatible
 from fedround_server.aggregators.fed_avg import FedAvg
+from fedround_server.aggregators.partial_sum import PartialSum
 from fedround_server.domain.aggregation import BUFFERS, Aggregation, OptionInvalid, options_of
 from fedround_server.domain.errors import AggregationIncompatible, FieldInvalid
 from fedround_server.domain.shadow import MAX_SHADOWS
@@ -25,6 +26,7 @@ WITHOUT_SHADOWS = {
     "fed_dc": "whose local models have been with several participants",
     "lora_stack": "whose updates may have adapters of different ranks",
     "lora_svd": "whose updates may have adapters of different ranks",
+    "partial_sum": "whose result is no model",
 }
 """Rules whose updates other aggregations cannot take, and why."""
 DEFAULTS = {"buffering": "fed_buff"}
@@ -63,6 +65,8 @@ def _shadow(number: int, message: aggregation_pb2.Aggregation) -> Aggregation:
             f"{name}.{rule}", "needs participants that train for it: make it the aggregation of a training of its own"
         )
     found = _read(message, f"{FIELD}.{name}")
+    if isinstance(found.rule, PartialSum):
+        raise AggregationIncompatible(f"{name}.{found.rule.name}", "is not available in a shadow: it makes no model")
     try:
         check_compatible(found)
     except AggregationIncompatible as error:

@@ -173,6 +173,7 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         integer_tensors=training_pb2.IntegerTensors.Value(f"INTEGER_TENSORS_{spec.integer_tensors.value}"),
         keep_versions=spec.keep_versions,
         keep_update_rounds=spec.keep_update_rounds,
+        allow_relays=spec.allow_relays,
         model_version=spec.model_version,
         architecture=spec.architecture,
         tensors=tensor_selection.write(spec.tensors),

@@ -191,14 +191,14 @@ def parse_at_most(field: str, value: int, largest: int) -> int:
     return value
 
 
-def parse_num_examples(value: int) -> int:
+def parse_num_examples(value: int, highest: int = MAX_NUM_EXAMPLES) -> int:
     """Checks a number of examples and returns it.
 
     Raises:
         NumExamples: It is out of range.
     """
-    if not 0 <= value <= MAX_NUM_EXAMPLES:
-        raise NumExamples(value, MAX_NUM_EXAMPLES)
+    if not 0 <= value <= highest:
+        raise NumExamples(value, highest)
     return value
 
 

@@ -11,6 +11,8 @@ from fedround_server.coordinator.served_files import ServedFile
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain.errors import FieldInvalid, RoleRequired
 from fedround_server.domain.event import Event, ModelInfo, RoundStarted
+from fedround_server.domain.partial_sum import MAX_NUM_EXAMPLES as MAX_SUM_EXAMPLES
+from fedround_server.domain.training import MAX_NUM_EXAMPLES
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages, round_view
@@ -108,12 +110,15 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
             update = await self._submissions.submit(
                 training_id,
                 spec.round,
-                fields.parse_num_examples(spec.num_examples),
+                fields.parse_num_examples(
+                    spec.num_examples, MAX_SUM_EXAMPLES if spec.num_updates else MAX_NUM_EXAMPLES
+                ),
                 fields.parse_metrics(spec),
                 file,
                 local_steps=spec.local_steps or None,
                 initial_loss=spec.initial_loss if spec.HasField("initial_loss") else None,
                 base_version=spec.base_version if spec.HasField("base_version") else None,
+                num_updates=spec.num_updates,
             )
         return round_pb2.SubmitUpdateResponse(receipt=convert.receipt(update))
 

@@ -4,6 +4,7 @@ import math
 
 from fedround.v1 import training_pb2
 from fedround_server.aggregators.compatibility import check_reachable
+from fedround_server.aggregators.nesting import check_nested
 from fedround_server.aggregators.privacy_checks import check_private_training
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.config import check, check_size
@@ -69,7 +70,9 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         tensors=tensor_selection.read(message.tensors, chosen, method),
         config=config.read("spec.config", message.config),
         client_config=config.read_clients("spec.client_config", message.client_config),
+        allow_relays=message.allow_relays,
     )
+    check_nested(spec)
     check_reachable(spec)
     check_private_training(spec)
     _check_config(spec)

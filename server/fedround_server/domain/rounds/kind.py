@@ -84,6 +84,7 @@ class Computation:
         keep_non_finite: Whether NaN and Inf of the model stay as they are.
         tensors: Which tensors updates have; the result inherits the others.
         cohort: Who takes part; None for all participants.
+        relays: Whether updates may be partial sums.
     """
 
     aggregation: Aggregation | SwagMoments
@@ -92,6 +93,7 @@ class Computation:
     keep_non_finite: bool = False
     tensors: TensorSelection = ALL_TENSORS
     cohort: Cohort | None = None
+    relays: bool = False
 
     def expected(self, population: int) -> float:
         """Returns how many participants are asked on average, of so many that could be."""

@@ -6,6 +6,7 @@ from datetime import timedelta
 from fedround_server.domain.aggregation import BUFFERS, Buffering, DaisyChaining
 from fedround_server.domain.control import CONTROL, check_control, control_tensors
 from fedround_server.domain.model import Manifest
+from fedround_server.domain.partial_sum import check_tensors
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.rounds.kind import (
     Computation,
@@ -42,6 +43,8 @@ class Train(RoundKind):
         if not isinstance(spec.aggregation.rule, DaisyChaining):
             spec.transport.check(spec.tensors.trained(model))
         check_control(spec.aggregation, model, spec.tensors.trained(model))
+        if spec.allow_relays:
+            check_tensors("spec.allow_relays", spec.tensors.trained(model))
 
     def request(self, spec: TrainingSpec, step: int) -> RoundRequest:
         """Returns the precisions of updates."""
@@ -82,6 +85,7 @@ class Train(RoundKind):
             keep_non_finite=spec.allow_non_finite_buffers,
             tensors=spec.tensors,
             cohort=spec.cohort,
+            relays=spec.allow_relays,
         )
 
     def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> NewVersion:

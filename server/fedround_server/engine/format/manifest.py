@@ -16,11 +16,10 @@ from typing import Any
 from cachetools import LRUCache, cached
 
 from fedround_server.domain.errors import ModelFormat
-from fedround_server.domain.model import MAX_NAME, MAX_TENSORS, Dtype, Manifest, TensorSpec
+from fedround_server.domain.model import MAX_NAME, MAX_RANK, MAX_TENSORS, Dtype, Manifest, TensorSpec
 from fedround_server.engine.format.header import METADATA, read_header
 
 PREFIX = 8
-MAX_RANK = 16
 MAX_DIMENSION = 1 << 48
 CACHED_BYTES = 2 << 20
 """Bytes of headers whose layouts are cached; a layout takes ten times as much memory."""

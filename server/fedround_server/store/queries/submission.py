@@ -19,10 +19,12 @@ from fedround_server.domain.errors import (
     UpdateSuperseded,
 )
 from fedround_server.domain.model import Manifest, VersionFile
+from fedround_server.domain.partial_sum import MAX_NUM_EXAMPLES as MAX_SUM_EXAMPLES
 from fedround_server.domain.report import NewReport, same_metrics
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.rounds.round import RoundState
+from fedround_server.domain.training import TrainingSpec
 from fedround_server.domain.update import NewUpdate, NormBound, Submission, Update, inputs_of, is_number
 from fedround_server.store.db.compiled import compiled_values
 from fedround_server.store.queries.buffered import base_version, buffering_of, check_place, current_round, locate
@@ -140,13 +142,31 @@ def _check_base(row: RoundRow, new: NewUpdate | NewReport) -> None:
 
 def _check_content(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport) -> None:
     spec = to_spec(training.spec)
-    if not 0 <= new.num_examples <= spec.max_num_examples:
-        raise NumExamples(new.num_examples, spec.max_num_examples)
+    most = _most_examples(spec, new)
+    if not 0 <= new.num_examples <= most:
+        raise NumExamples(new.num_examples, most)
     numbers = {name for name, value in new.metrics.items() if is_number(value)}
     lacking = sorted(set(KINDS[row.kind].required_metrics(spec)) - numbers)
     if lacking:
         raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too, as numbers")
     kept_inputs(training, row, new)
+
+
+def _most_examples(spec: TrainingSpec, new: NewUpdate | NewReport) -> int:
+    """Returns how many examples a submission may have.
+
+    Raises:
+        FieldInvalid: It is a partial sum, and the training takes none.
+    """
+    if not isinstance(new, NewUpdate) or not new.is_sum:
+        return spec.max_num_examples
+    if not spec.allow_relays:
+        raise FieldInvalid(
+            "spec.num_updates",
+            f"is {new.num_updates}, for a partial sum, and the training takes none: its actor has to create it with"
+            " allow_relays",
+        )
+    return min(new.num_updates * spec.max_num_examples, MAX_SUM_EXAMPLES)
 
 
 def kept_inputs(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport) -> dict[str, Any]:

@@ -4,14 +4,17 @@ from collections.abc import Collection, Iterable, Sequence
 
 from peewee import ModelSelect
 
+from fedround_server.aggregators.partial_sum import PartialSum
 from fedround_server.domain.aggregation import NO_STATE, STEPS, AggregationState
-from fedround_server.domain.errors import ModelNotFound
+from fedround_server.domain.errors import FieldInvalid, ModelNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import LAST, ModelVersion, VersionFile, VersionView
+from fedround_server.domain.training import TrainingSpec
 from fedround_server.domain.update import Update
 from fedround_server.store.db.compiled import compiled, in_array
 from fedround_server.store.queries.metrics import shown_metrics, version_metrics
-from fedround_server.store.tables.mapping import to_blob, to_version, to_version_file
+from fedround_server.store.queries.training import find_training_of_model
+from fedround_server.store.tables.mapping import to_blob, to_spec, to_version, to_version_file
 from fedround_server.store.tables.schema import ArtifactRow, ModelBaseRow, ModelRow, ModelVersionRow, TagRow
 
 
@@ -80,6 +83,23 @@ def stored_version(model: ModelRow, version: int | None) -> ModelVersion:
         raise ModelNotFound(f"{model.model_id} in version {wanted} (its file was dropped by keep_versions)")
     base = None if row.delta_sha256 is None else find_base(model.model_id)
     return to_version(row, base, artifacts_of(model.model_id, [wanted]))
+
+
+def first_version(model: ModelRow, spec: TrainingSpec) -> ModelVersion:
+    """Returns the version of a stored model that a training starts from.
+
+    Raises:
+        ModelNotFound: There is no such version, or it lost its file.
+        FieldInvalid: It is no model.
+    """
+    start = stored_version(model, spec.model_version)
+    made = find_training_of_model(model.model_id) if start.version else None
+    if made is not None and isinstance(to_spec(made.spec).aggregation.rule, PartialSum):
+        raise FieldInvalid(
+            "spec.model_id",
+            f"version {start.version} of it is a sum of updates (partial_sum), which is no model: train version 0",
+        )
+    return start
 
 
 def tagged_version(model: ModelRow, tag: str) -> int:

@@ -184,6 +184,7 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         "architecture": spec.architecture,
         "uncertainty": {"method": spec.uncertainty.name, "options": uncertainty.options_of(spec.uncertainty)},
         "tensors": asdict(spec.tensors),
+        "allow_relays": spec.allow_relays,
     }
 
 
@@ -228,6 +229,7 @@ def _read_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Train
         architecture=data["architecture"],
         uncertainty=to_uncertainty(data["uncertainty"]["method"], data["uncertainty"]["options"]),
         tensors=_tensors(data.get("tensors", {})),
+        allow_relays=data.get("allow_relays", False),
     )
 
 

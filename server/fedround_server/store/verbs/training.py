@@ -45,7 +45,7 @@ from fedround_server.store.queries.training import (
     page_trainings,
 )
 from fedround_server.store.queries.user import lock_user, unknown_clients
-from fedround_server.store.queries.version import model_info, stored_version
+from fedround_server.store.queries.version import first_version, model_info
 from fedround_server.store.tables.mapping import from_spec, to_manifest, to_spec
 from fedround_server.store.tables.schema import ModelRow, TrainingClientsRow, TrainingRow
 from fedround_server.store.transitions import end_training
@@ -77,7 +77,7 @@ class TrainingVerbs(Verbs):
         _refuse_unknown(spec)
         if spec.model_id is not None:
             source = lock_owned_model(spec.model_id, actor_id)
-            stored_version(source, spec.model_version)
+            first_version(source, spec)
             _check_model(spec, source)
         return None
 
@@ -311,7 +311,7 @@ def _stored_model(model_id: str, spec: TrainingSpec, actor_id: str, copy_id: str
     A copy has the state of the version that the training's aggregation goes on with.
     """
     source = lock_owned_model(model_id, actor_id)
-    start = stored_version(source, spec.model_version)
+    start = first_version(source, spec)
     is_used = source.version or find_training_of_model(model_id) is not None or find_shadow(model_id) is not None
     if not is_used:
         return model_id
