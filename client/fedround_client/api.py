@@ -50,6 +50,7 @@ from fedround_client.inference import Prediction
 from fedround_client.options import Selection
 from fedround_client.participation import Participation, Round, Update
 from fedround_client.prefixes import strip_prefix
+from fedround_client.relay_round import RelayOptions
 from fedround_client.simulation.functions import SimulationFailed
 from fedround_client.simulation.run import Simulation, simulate
 from fedround_client.swag_moments import Moments
@@ -103,6 +104,7 @@ __all__ = [
     "Participation",
     "Prediction",
     "QFedAvg",
+    "RelayOptions",
     "Round",
     "RoundPolicy",
     "Scaffold",

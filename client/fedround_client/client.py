@@ -21,6 +21,8 @@ from fedround_client.inference import InferenceCalls
 from fedround_client.model import ModelCalls
 from fedround_client.participant import Participant
 from fedround_client.participation import Callbacks, Evaluate, Mode, Participation, Train
+from fedround_client.relay import Relay
+from fedround_client.relay_round import RelayOptions
 from fedround_client.replica_channel import open_channel_to
 from fedround_client.round import RoundCalls
 from fedround_client.round_model import RoundModels
@@ -189,6 +191,28 @@ class Client(
                 mode=mode,
             )
             return participant.run()
+
+    def relay(self, own: Client, options: RelayOptions | None = None) -> None:
+        """Takes part in trainings as a relay: with the sums of the updates of the participants of another server.
+
+        Each round is a training of one round at that server, of which all users with the role CLIENT are participants;
+        its result, the exact sum of their updates, is the update of this user. It returns when it is interrupted.
+
+        Args:
+            own: An actor of that server, which has no other trainings. Closed by who made it.
+            options: How rounds are run.
+
+        Raises:
+            RoleRequired: `own` is neither an actor nor an admin.
+            AlreadyParticipating: Another program takes part as the same user.
+            NoGrpcServer, TlsFailed, ProxyDenied: There is no way to a server that a repetition could open.
+            FedroundError: A server answered with an error that is not transient, and that is not about a training.
+        """
+        next(own.users("CLIENT"), None)
+        runner = Relay(self._rpc, own._rpc, options or RelayOptions())
+        Participant(
+            self._rpc, runner, training_id=None, until_finished=False, attributes={**own_attributes(), "relay": "yes"}
+        ).run()
 
 
 def connect(

@@ -35,8 +35,8 @@ from fedround_client.retry import ATTEMPTS
 from fedround_client.round import RoundCalls
 from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.round_over import RoundOver, is_asynchronous
-from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
+from fedround_client.runner import Runner
 from fedround_client.subscription import LIVE_SECONDS, Subscription
 from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
@@ -74,7 +74,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
     def __init__(
         self,
         rpc: Rpc,
-        runner: RoundRunner,
+        runner: Runner,
         *,
         training_id: str | None,
         until_finished: bool,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -41,6 +42,14 @@ class ServerClock:
         # What seems to happen in the future: the server's clock was set since the last receipt.
         return age if age >= 0 else math.inf
 
+    def seconds_until(self, moment: Timestamp) -> float:
+        """Returns how long it is until a moment on the server's clock, at least.
 
-def _seconds(time: Timestamp) -> float:
-    return time.seconds + time.nanos * 1e-9
+        As long as nothing is known of that clock, it is taken for that of this machine.
+        """
+        ahead = time.time() - self._clock.time() if math.isinf(self._ahead) else self._ahead
+        return _seconds(moment) - (self._clock.time() + ahead)
+
+
+def _seconds(moment: Timestamp) -> float:
+    return moment.seconds + moment.nanos * 1e-9

@@ -223,6 +223,7 @@ NOT_RUN = {
     "docs/install.md": "tests/packaging installs the wheel",
     "docs/performance.md": "runs the benchmarks",
     "docs/ray.md": "tests/chaos/test_ray.py starts servers with these options",
+    "docs/relays.md": "tests/e2e/test_relays.py runs a parent and relays",
     "docs/reliability.md": "runs the tests",
     "docs/replicas.md": "tests/e2e/test_processes.py starts servers with this option",
 }

@@ -27,6 +27,7 @@ from fedround_client.command import (
     objects,
     predict,
     protoset,
+    relay,
     serve,
     simulate,
     top,
@@ -60,6 +61,7 @@ app.command("health")(health.health)
 app.command("init")(init.init)
 app.command("top")(top.top)
 app.command("protoset")(protoset.protoset)
+app.command("relay")(relay.relay)
 app.command("simulate")(simulate.run)
 app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)
 app.command("backup", context_settings=serve.PASS_THROUGH)(backup.backup)
