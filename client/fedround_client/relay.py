@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_TRAIN, RoundStarted
-from fedround_client.errors import FedroundError, RoundNotOpen
+from fedround_client.errors import FedroundError, InvalidArgument, ModelTooLarge, RoundNotOpen
 from fedround_client.logs import get_logger
 from fedround_client.model import ModelCalls
 from fedround_client.payload import Payload
@@ -121,15 +121,19 @@ class Relay(TrainingCalls, ModelCalls, RoundCalls):
             return
         counts = self._trainings.download_sum(round_, training, folder / "sum.safetensors")
         sent = self._rpc.clock.time()
-        receipt = self._submit_payload(
-            round_.training_id,
-            started.round,
-            Payload.of(folder / "sum.safetensors"),
-            counts["num_examples"],
-            dict(means.metrics),
-            num_updates=counts["num_updates"],
-            attempts=None,
-        )
+        try:
+            receipt = self._submit_payload(
+                round_.training_id,
+                started.round,
+                Payload.of(folder / "sum.safetensors"),
+                counts["num_examples"],
+                dict(means.metrics),
+                num_updates=counts["num_updates"],
+                attempts=None,
+            )
+        except (InvalidArgument, ModelTooLarge) as error:
+            # Other rounds, and those of other trainings, may have a sum that the parent takes.
+            raise NoSum(error.reason, f"The parent does not take the sum: {error}") from error
         self.server_clock.learn(sent, receipt.accept_time)
         logger.info("%s: sent the sum of %d updates", name, counts["num_updates"])
 

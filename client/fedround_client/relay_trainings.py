@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fedround.v1.aggregation_pb2 import PartialSum
 from fedround.v1.model_pb2 import MetricReport, Model
+from fedround.v1.round_pb2 import ROUND_STATE_ABANDONED, ROUND_STATE_DONE
 from fedround.v1.training_pb2 import (
     INTEGER_TENSORS_MEAN,
     TRAINING_STATE_COMPLETED,
@@ -22,6 +23,7 @@ from fedround_client.errors import FedroundError, FieldInvalid, ModelNotFound, T
 from fedround_client.logs import get_logger
 from fedround_client.model import ModelCalls
 from fedround_client.relay_round import NoSum, RelayOptions, RelayRound, made_for
+from fedround_client.round import RoundCalls
 from fedround_client.round_over import RoundOver
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_header import METADATA, PREFIX
@@ -41,7 +43,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two looks at a training: soon after its start, and later."""
 
 
-class RelayTrainings(UserCalls, TrainingCalls, ModelCalls):
+class RelayTrainings(UserCalls, TrainingCalls, RoundCalls, ModelCalls):
     """Has the participants of a relay run a round.
 
     Methods call the relay's own server until it answers. They raise RoundOver if the parent waits no more, and NoSum if
@@ -75,7 +77,10 @@ class RelayTrainings(UserCalls, TrainingCalls, ModelCalls):
                 raise RoundOver
             self._rpc.clock.sleep_for(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-            training = self._patiently(round_, lambda: self.get_training(training_id))
+            # A training has the ids of all its participants, which the summary of its round has not.
+            found = self._patiently(round_, lambda: self.get_round(training_id, 0, summary=True))
+            if found.state in (ROUND_STATE_DONE, ROUND_STATE_ABANDONED):
+                training = self._patiently(round_, lambda: self.get_training(training_id))
         if training.state == TRAINING_STATE_ERROR:
             raise NoSum(training.error.reason, f"The relay's participants have no result: {training.error.message}")
 

@@ -44,3 +44,14 @@ def test_a_round_from_the_future_is_checked_since_the_servers_clock_was_set(serv
     assert clock.age(Event(create_time=Timestamp(seconds=4600))) == math.inf
     # It was set back, and an event seems older than it is.
     assert clock.age(Event(create_time=Timestamp(seconds=400))) == 600
+
+
+def test_a_deadline_is_a_time_on_the_servers_clock(server, monkeypatch):
+    clock = ServerClock(server.time)
+    # Nothing is known of it yet: then it is taken for the clock of this machine.
+    monkeypatch.setattr("time.time", lambda: 500.0)
+    assert clock.seconds_until(Timestamp(seconds=530)) == 30
+    clock.learn(server.time.time(), Timestamp(seconds=1000))
+    assert clock.seconds_until(Timestamp(seconds=1010, nanos=500_000_000)) == 10.5
+    server.time.sleep_for(4)
+    assert clock.seconds_until(Timestamp(seconds=1010, nanos=500_000_000)) == 6.5

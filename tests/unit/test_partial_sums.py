@@ -1,5 +1,6 @@
 """Relays: whoever adds the updates first, the next version has the same bits."""
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,3 +158,15 @@ def test_too_many_examples_fail_the_round(tmp_path: Path) -> None:
 
 def test_only_these_rules_can_be_nested() -> None:
     assert {name for name, rule in STAGES["algorithm"].items() if rule.nests} == {"fed_avg", "fed_prox", "partial_sum"}
+
+
+def test_more_small_updates_are_added_than_files_may_be_open(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        found = added(
+            tmp_path, [Sent({"w": torch.tensor([float(number)])}) for number in range(300)], {"w": torch.zeros(1)}
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found.tensors["w"].tolist() == [[sum(range(300)), 0.0]]

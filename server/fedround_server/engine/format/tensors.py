@@ -16,8 +16,10 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.engine.format.dtypes import TORCH_DTYPES
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.manifest import PREFIX, Layout, parse_header
-from fedround_server.engine.format.verification import Verifier
+from fedround_server.engine.format.verification import Verifier, read_verified
 
+WHOLE_BYTES = 16 * 1024
+"""Updates up to this size are read into memory: one that is mapped takes two descriptors, and there may be 20,000."""
 BLOCK = 128 * 1024
 """Elements that are processed at a time: a float64 block fits the second-level cache."""
 
@@ -44,6 +46,8 @@ class TensorFile:
         path: Path,
         layouts: Layouts | None = None,
         verifier: Verifier | None = None,
+        *,
+        content: bytes | None = None,
     ) -> None:
         """Maps a file that was checked, or that the server wrote, and that must not change.
 
@@ -51,15 +55,14 @@ class TensorFile:
             path: The file.
             layouts: Those of other files with the same tensors.
             verifier: Verifies what is read of the file, and is closed with it. None for one that was just received.
+            content: All of its bytes, verified: then it is not mapped.
 
         Raises:
             BlobDamaged: It is not what was stored.
         """
         with ExitStack() as stack:
             self._verifier = None if verifier is None else stack.enter_context(verifier)
-            with path.open("rb") as file:
-                # Read-only: writable memory counts as used, and a round may be larger than the machine's memory.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = _mapped(path) if content is None else content
             with warnings.catch_warnings():
                 # torch warns of read-only memory. Nothing writes to it.
                 warnings.simplefilter("ignore")
@@ -120,6 +123,12 @@ class TensorFile:
             self._verifier.verify(start, end)
 
 
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    with path.open("rb") as file:
+        # Read-only: writable memory counts as used, and a round may be larger than the machine's memory.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 def open_blob(files: BlobFiles, blob: BlobRef, ahead: Executor | None = None) -> TensorFile:
     """Opens a stored file, which is verified while it is read.
 
@@ -141,16 +150,24 @@ def open_blobs(
 ) -> Iterator[list[TensorFile]]:
     """Opens stored files with the same tensors; `open_blob` describes the arguments.
 
-    The beginnings of all are verified while the first ones are opened: small files are read whole then.
+    The beginnings of all are verified while the first ones are opened; small ones are read.
 
     Raises:
         BlobDamaged: One is missing, or is not what was stored.
     """
     with ExitStack() as stack:
-        verifiers = [stack.enter_context(Verifier(files.local_path(blob), blob, ahead)) for blob in blobs]
+        paths = [files.local_path(blob) for blob in blobs]
+        parts = [
+            read_verified(path, blob)
+            if blob.size_bytes <= WHOLE_BYTES
+            else stack.enter_context(Verifier(path, blob, ahead))
+            for path, blob in zip(paths, blobs, strict=True)
+        ]
         yield [
-            stack.enter_context(TensorFile(files.local_path(blob), layouts, verifier))
-            for blob, verifier in zip(blobs, verifiers, strict=True)
+            stack.enter_context(
+                TensorFile(path, layouts, content=part) if isinstance(part, bytes) else TensorFile(path, layouts, part)
+            )
+            for path, part in zip(paths, parts, strict=True)
         ]
 
 

@@ -66,6 +66,16 @@ class Verifier(AbstractContextManager["Verifier", None]):
         """Closes the file."""
         self._file.close()
 
+    def read(self) -> bytes:
+        """Returns the whole file, verified.
+
+        Raises:
+            BlobDamaged: It cannot be read, or does not have the bytes that were stored.
+        """
+        self.verify(0, self._blob.size_bytes)
+        with map_damage(self._blob, self._path):
+            return os.pread(self._file.fileno(), self._blob.size_bytes, 0)
+
     def verify(self, start: int, end: int) -> None:
         """Verifies the segments that the bytes [start, end) lie in.
 
@@ -106,3 +116,13 @@ class Verifier(AbstractContextManager["Verifier", None]):
         if found != self._blob.sha256:
             raise damaged(self._blob, self._path, f"is damaged: its SHA-256 is {found}")
         self._verified.update(range(-(-self._blob.size_bytes // SEGMENT_BYTES)))
+
+
+def read_verified(path: Path, blob: BlobRef) -> bytes:
+    """Returns a stored file.
+
+    Raises:
+        BlobDamaged: It is missing, or is not what was stored.
+    """
+    with Verifier(path, blob) as verifier:
+        return verifier.read()
