@@ -4,10 +4,12 @@ A process must not fork itself once gRPC runs, and a worker that is spawned impo
 CPU. This is multiprocessing's own fork server, forked from ours instead of started.
 """
 
+import errno
 import os
 import socket
 import sys
-from multiprocessing import forkserver, resource_tracker
+from collections.abc import Callable
+from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
@@ -61,6 +63,7 @@ def start(*others: int) -> bytes:
     if os.fork() == 0:
         for file in (needed, *others):
             os.close(file)
+        reduction.recvfds = _receive
         try:
             forkserver.main(listener.fileno(), is_needed, [])
         finally:
@@ -70,6 +73,15 @@ def start(*others: int) -> bytes:
     listener.close()
     connect(address, needed)
     return address
+
+
+def _receive(connection: socket.socket, count: int, receive: Callable[..., Any] = reduction.recvfds) -> Any:
+    """Receives what a worker is to have; the fork server would end if a server is killed while it sends it."""
+    try:
+        return receive(connection, count)
+    except (EOFError, OSError, RuntimeError) as error:
+        # What the fork server goes on after.
+        raise ConnectionAbortedError(errno.ECONNABORTED, str(error)) from error
 
 
 def connect(address: bytes, needed: int) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,17 @@ def test_a_start_that_fails_leaves_no_process(program: tuple[str, ...], tmp_path
         pass
     with pytest.raises(ProcessLookupError):
         os.kill(server.pid, 0)
+
+
+def test_workers_are_forked_although_a_server_was_killed_while_it_asked_for_one() -> None:
+    code = (
+        "import os, socket, forked_workers\n"
+        "address = forked_workers.start()\n"
+        "with socket.socket(socket.AF_UNIX) as killed:\n"
+        "    killed.connect(address)\n"
+        "worker = forked_workers.ForkedLater().Process(target=os.getpid)\n"
+        "worker.start()\n"
+        "worker.join()\n"
+        "assert worker.exitcode == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent, timeout=60)
