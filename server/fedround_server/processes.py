@@ -168,7 +168,7 @@ class Supervisor:
             now = time.monotonic()
             for position, process in enumerate(self._processes):
                 if process.start_at is not None and now >= process.start_at:
-                    self._processes[position] = self._start(process.number, process.pause)
+                    self._processes[position] = self._restart(process, now)
                 elif process.start_at is None and process.popen.poll() is not None:
                     self._delay(process, now)
             time.sleep(LOOK_SECONDS)
@@ -182,6 +182,16 @@ class Supervisor:
         code = process.popen.returncode
         log.warning("a process has ended, and is started again", process=process.number, code=code, pause=process.pause)
 
+    def _restart(self, process: _Process, now: float) -> _Process:
+        """Starts a process again; if the system refuses, in a while."""
+        try:
+            return self._start(process.number, process.pause)
+        except OSError as error:
+            process.pause = min(2 * process.pause, LONGEST_PAUSE)
+            process.start_at = now + process.pause
+            log.warning("a process could not be started", process=process.number, error=str(error), pause=process.pause)
+            return process
+
     def _start(self, number: int, pause: float = 0.0) -> _Process:
         settings = self._settings
         options = ["--listen", self._address]
@@ -194,19 +204,24 @@ class Supervisor:
             options += ["--data-dir", str(self._own_folder(number))]
         variables = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
         read, write = os.pipe()
-        # In a session of its own: a signal of the terminal is for this process, which passes it on.
-        popen = subprocess.Popen(  # noqa: S603 -- the program and the arguments of this process
-            [sys.executable, "-P", "-m", "fedround_server", *self._arguments, *options],
-            stdin=read,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            env={**variables, NUMBER: str(number)},
-            start_new_session=True,
-            # Inherited, so that the data directory stays locked while one of them is alive.
-            pass_fds=self._locks,
-        )
-        os.close(read)
+        try:
+            # In a session of its own: a signal of the terminal is for this process, which passes it on.
+            popen = subprocess.Popen(  # noqa: S603 -- the program and the arguments of this process
+                [sys.executable, "-P", "-m", "fedround_server", *self._arguments, *options],
+                stdin=read,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                text=True,
+                env={**variables, NUMBER: str(number)},
+                start_new_session=True,
+                # Inherited, so that the data directory stays locked while one of them is alive.
+                pass_fds=self._locks,
+            )
+        except OSError:
+            os.close(write)
+            raise
+        finally:
+            os.close(read)
         process = _Process(number, popen, write, pause=pause)
         threading.Thread(target=process.read, name=f"output of process {number}", daemon=True).start()
         return process

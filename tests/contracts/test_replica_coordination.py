@@ -1,9 +1,10 @@
 """What a coordinator does as one of several replicas: it learns what others did, and takes up what they have left."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ import pytest
 from contracts.coordination import Coordination, coordinating
 from contracts.test_replicas import Other, end_lease, eventually, hand_over
 from contracts.world import new_id
+from fedround_server.coordinator.housekeeping import COLLECTION_INTERVAL
 from fedround_server.domain.errors import AlreadyParticipating
 from fedround_server.domain.event import Event, TrainingRemoved
+from fedround_server.domain.identity import Credentials
 from fedround_server.domain.replica import UserPresence
+from fedround_server.domain.token import hash_token
+from fedround_server.domain.user import Role
 from fedround_server.store import Store
+from fedround_server.store.db.replica_session import Look
 from fedround_server.store.queries.replica import from_presence
 from fedround_server.store.verbs.replica import PUBLISH
 
@@ -116,6 +122,12 @@ async def test_who_checks_in_at_another_replica_is_present_until_it_is_late(
         await eventually(lambda: presence.is_listening(user, now()))
         assert presence.is_connected(user, now())
         assert user in presence.listeners(now())
+        # It comes back to this one if the other one has ended meanwhile.
+        other.session.close()
+        await eventually(lambda: not coordination.context.peers.others)
+        await asyncio.sleep(1.5)
+        assert presence.is_connected(user, now())
+        assert user in presence.listeners(now())
         coordination.clock.advance(timedelta(minutes=1))
         assert not presence.is_connected(user, now())
         assert user not in presence.listeners(now())
@@ -130,11 +142,43 @@ async def test_other_replicas_are_told_until_when_a_user_is_expected(
         coordination.context.presence.expect(user, until)
         me = str(store.replica_id)
 
-        async def told() -> bool:
-            return until in [one.expected_until for _, one in await store.replicas.presence(me, 0)]
+        async def told(time: datetime) -> None:
+            while time not in [one.expected_until for _, one in await store.replicas.presence(me, 0)]:
+                await asyncio.sleep(0.05)
 
-        while not await told():
-            await asyncio.sleep(0.05)
+        await told(until)
+        # News, however soon after the last.
+        coordination.context.presence.expect(user, until + timedelta(hours=1))
+        await told(until + timedelta(hours=1))
+
+
+async def test_callers_are_looked_up_again_as_soon_as_another_replica_has_changed_one(
+    store: Store, tmp_path: Path, database: str
+) -> None:
+    async with joined(store, tmp_path, database) as (coordination, _):
+        coordinator = coordination.coordinator
+        made, token = await coordinator.users.create("one", Role.CLIENT, None, ())
+        credentials = Credentials(hash_token(token), ())
+        async with coordinator.access.admit(credentials):
+            assert coordinator.access._identities._kept
+        # What follows a look may wait for the database.
+        coordinator.replicas._take_look(Look(coordination.context.peers.replicas, frozenset({made.user.user_id})))
+        assert not coordinator.access._identities._kept
+
+
+async def test_each_replica_collects_its_own_uploads(store: Store, tmp_path: Path, database: str) -> None:
+    async with joined(store, tmp_path, database) as (coordination, other):
+        with psycopg.connect(database) as connection:
+            connection.execute("UPDATE replica SET start_time = 0 WHERE replica_id = %s", (other.id,))
+        # The other one collects the blobs of both.
+        await eventually(lambda: not coordination.context.peers.is_first)
+        upload = coordination.context.blobs.files.uploads / new_id() / "left"
+        upload.parent.mkdir()
+        upload.write_bytes(b"some")
+        os.utime(upload, (0, 0))
+        await coordination.clock.asleep(COLLECTION_INTERVAL)
+        coordination.clock.advance(COLLECTION_INTERVAL)
+        await eventually(lambda: not upload.exists())
 
 
 async def test_many_users_are_told_of_with_few_statements(

@@ -215,7 +215,7 @@ class Blobs(Protocol):
         """Returns how many bytes could be stored on an empty disk; other things than blobs may be on it, too."""
 
     def measure(self) -> None:
-        """Counts `stored_bytes`; before serving only."""
+        """Counts `stored_bytes`; what is stored meanwhile may be missing."""
 
     def sweep(self) -> None:
         """Removes staged files of earlier processes; before serving only."""

@@ -126,13 +126,16 @@ class Access:
             await self._recheck(user_id)
         return result
 
+    def forget_callers(self) -> None:
+        """Looks all callers up again: another replica has changed credentials."""
+        self._identities.forget_all()
+
     async def learn(self, user_ids: Collection[str] | None) -> None:
-        """Does what `change` does after changes by other replicas.
+        """Ends calls that other replicas have made invalid, after `forget_callers`.
 
         Args:
             user_ids: Whose calls under way to end if their credentials are no longer valid; None for those of all.
         """
-        self._identities.forget_all()
         for user_id in list(self._calls) if user_ids is None else user_ids:
             await self._recheck(user_id)
 

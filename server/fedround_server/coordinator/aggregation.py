@@ -131,23 +131,28 @@ class Aggregations:
                 span.set("kind", closed.kind.public_name)
                 span.set("updates", len(update_ids))
                 structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
-            await self._aggregate(task, close_time)
+            committed = await self._aggregate(task, close_time)
         traces.forget(update_ids)
-        log_rounds.info("round_aggregated", updates=len(update_ids), seconds=round(time.monotonic() - begun, 3))
+        if committed:
+            log_rounds.info("round_aggregated", updates=len(update_ids), seconds=round(time.monotonic() - begun, 3))
 
-    async def _aggregate(self, task: AggregationTask, close_time: datetime) -> None:
+    async def _aggregate(self, task: AggregationTask, close_time: datetime) -> bool:
         """Aggregates a round that was closed at a time, and commits the result, or the failure.
+
+        Returns:
+            Whether a result was committed: not if another replica has taken the round over.
 
         Raises:
             BlobDamaged: The model that the round started from, or the state of an aggregation, is damaged.
         """
         closed = task.round
         now = self._context.clock.now
+        committed = False
         try:
             result, state, report = await self._compute(task)
             shadows = [await self._shadows.compute(shadow, job_of(task)) for shadow in task.shadows]
             if self._stopped:
-                return
+                return False
             with self._context.traces.span("commit"):
                 committed = await self._store.commit(
                     closed.training_id, closed.number, closed.epoch, result, now(), state, report, shadows
@@ -159,7 +164,7 @@ class Aggregations:
             raise
         except Exception as error:
             if isinstance(error, BlobDamaged | WorkerLost) and await self._ask_anew(task, error):
-                return
+                return False
             # The round of one training must not stop the server, which would meet it again after each restart.
             error_id = self._context.new_id()
             log.exception("round %s of training %s failed, id %s", closed.number, closed.training_id, error_id)
@@ -169,6 +174,7 @@ class Aggregations:
                 closed.training_id, closed.number, closed.epoch, "AGGREGATION_FAILED", message, now()
             )
         await self._followed(closed.training_id)
+        return committed
 
     async def _ask_anew(self, task: AggregationTask, error: BlobDamaged | WorkerLost) -> bool:
         """Opens a round again without the updates whose files are damaged: their participants are asked to send them.

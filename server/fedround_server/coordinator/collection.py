@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedround_server.blobs import UNREFERENCED_SECONDS, Blobs
@@ -57,10 +58,19 @@ class Collection:
                 if not may_collect:
                     raise BackupInProgress
                 sizes = await self._collect_blobs(min_seconds)
-            sizes += await self._uploads.collect()
-        if sizes:
-            log.info("deleted %d files of %d bytes that nothing needs", len(sizes), sum(sizes))
-        return Collected(len(sizes), sum(sizes))
+            return _collected([*sizes, *await self._uploads.collect()])
+
+    async def collect_uploads(self) -> Collected:
+        """Removes uploads to this server that were not continued, and counts what all replicas have stored.
+
+        Another replica collects the blobs of all.
+
+        Raises:
+            StoreUnavailable: The database does not answer.
+        """
+        async with self._one_at_a_time:
+            await in_thread(self._blobs.measure)
+            return _collected(await self._uploads.collect())
 
     async def _collect_blobs(self, min_seconds: float) -> list[int]:
         old = await in_thread(self._blobs.old, min_seconds)
@@ -71,3 +81,10 @@ class Collection:
             in_use = await self._store.models.digests_in_use(batch)
             sizes += await in_thread(self._blobs.collect, set(batch) - in_use, min_seconds)
         return sizes
+
+
+def _collected(sizes: Sequence[int]) -> Collected:
+    """Logs what was removed."""
+    if sizes:
+        log.info("deleted %d files of %d bytes that nothing needs", len(sizes), sum(sizes))
+    return Collected(len(sizes), sum(sizes))

@@ -12,22 +12,24 @@ class Elsewhere:
     def __init__(self) -> None:
         """Knows of no user."""
         self._users: dict[str, dict[str, UserPresence]] = {}
-        # When users were last seen at replicas that have ended.
+        # Of replicas that have ended: when users were last seen there, and until when they are expected to check in.
         self._seen: dict[str, datetime] = {}
+        self._expected: dict[str, datetime] = {}
 
     def is_connected(self, user_id: str, now: datetime) -> bool:
         """Returns whether a call of a user is in progress, or the user is listening."""
-        return any(one.seen_time is None or one.is_listening(now) for one in self._of(user_id))
+        return self.is_listening(user_id, now) or any(one.seen_time is None for one in self._of(user_id))
 
     def is_listening(self, user_id: str, now: datetime) -> bool:
         """Returns whether a user has a subscription open, or is expected to check in."""
-        return any(one.is_listening(now) for one in self._of(user_id))
+        until = self._expected.get(user_id)
+        return (until is not None and now < until) or any(one.is_listening(now) for one in self._of(user_id))
 
     def listeners(self, now: datetime) -> frozenset[str]:
         """Returns all users that are listening."""
-        return frozenset(
-            one.user_id for users in self._users.values() for one in users.values() if one.is_listening(now)
-        )
+        told = (one for users in self._users.values() for one in users.values())
+        expected = (user_id for user_id, until in self._expected.items() if now < until)
+        return frozenset(one.user_id for one in told if one.is_listening(now)).union(expected)
 
     def last_seen(self, user_id: str, now: datetime) -> datetime | None:
         """Returns when a user was last seen; that is now while it is connected."""
@@ -49,11 +51,14 @@ class Elsewhere:
         self._users.setdefault(replica_id, {}).update({one.user_id: one for one in users})
 
     def keep(self, replica_ids: Collection[str], now: datetime) -> None:
-        """Keeps what these replicas told; the users of all others were seen until now."""
+        """Keeps what these replicas told; the users of all others were seen until now, and may still check in."""
+        self._expected = {user_id: until for user_id, until in self._expected.items() if now < until}
         for replica_id in self._users.keys() - set(replica_ids):
             for one in self._users.pop(replica_id).values():
                 seen = now if one.seen_time is None else one.seen_time
                 self._seen[one.user_id] = max(seen, self._seen.get(one.user_id, seen))
+                if one.expected_until is not None:
+                    self._expected[one.user_id] = one.expected_until
 
     def _of(self, user_id: str) -> Iterable[UserPresence]:
         if not self._users:

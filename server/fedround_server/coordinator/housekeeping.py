@@ -80,9 +80,11 @@ class Housekeeping:
     async def _collect_forever(self) -> None:
         while True:
             try:
-                # One of all replicas is enough, and two do no harm.
+                # One of all replicas is enough for the blobs, and two do no harm.
                 if self._context.peers.is_first:
                     await self._collection.collect()
+                else:
+                    await self._collection.collect_uploads()
             except (Unavailable, OSError, BackupInProgress) as error:
                 log.warning("collecting files: %s", error)
             await self._context.clock.sleep(COLLECTION_INTERVAL)

@@ -101,6 +101,9 @@ class Replicas:
             self._version = 0
             self._context.presence.return_changes(None)
         self._context.peers.set(look.replicas, replica_id)
+        if look.changed_users is None or look.changed_users:
+            # At once: what follows may wait for the database.
+            self._access.forget_callers()
         if look.changed_users is None:
             self._changed = None
         elif self._changed is not None:
@@ -182,7 +185,8 @@ class Replicas:
             else:
                 # Users that were removed have no time.
                 one = UserPresence(user_id, False, presence.last_seen_here(user_id) or now, expected_until=expected)
-                if told is not None and told.seen_time is not None and now - told.seen_time < SEEN_INTERVAL:
+                seen = None if told is None or told.expected_until != expected else told.seen_time
+                if seen is not None and now - seen < SEEN_INTERVAL:
                     continue
             if one != told:
                 yield one
