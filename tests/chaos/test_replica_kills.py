@@ -37,4 +37,4 @@ def test_nothing_is_lost_or_counted_twice_or_wrong(parts: Parts) -> None:
     assert tally.kills.total() >= KILLS
     # Else the run proves less than it says.
     assert tally.counts["receipts"] > 0
-    assert tally.silences["kill"]
+    assert any(tally.silences.values())
