@@ -182,7 +182,7 @@ class RelayTrainings(UserCalls, TrainingCalls, RoundCalls, ModelCalls):
             stochastic_rounding=bool(transport.default.stochastic_rounding),
             integer_tensors="MEAN" if spec.integer_tensors == INTEGER_TENSORS_MEAN else "HEAVIEST",
             trainable=started.trainable,
-            allow_relays=True,
+            allow_relays=self._options.allow_relays,
             **common,
         )
 
