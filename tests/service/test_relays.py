@@ -176,7 +176,8 @@ def test_sums_that_are_not_what_the_round_asks_for(actor: Person, clients: list[
     good = {"weight": np.ones((2, 3, 2)), "bias": np.ones((3, 2)), "norm.num_batches_tracked": np.array(3, np.int64)}
 
     def submit(tensors: dict[str, np.ndarray], training_id: str = training.training_id, **spec: Any) -> None:
-        client.submit(training_id, save(tensors), **{"num_examples": 5, "num_updates": 2, **spec})
+        spec = {"num_examples": 5, "num_updates": 2, **spec}
+        client.submit(training_id, save(tensors, {"num_updates": str(spec["num_updates"])}), **spec)
 
     with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "allow_relays") as error:
         submit(good, without.training_id)
@@ -201,6 +202,22 @@ def test_sums_that_are_not_what_the_round_asks_for(actor: Person, clients: list[
             submit(good, num_examples=examples, num_updates=updates)
     submit(good, num_examples=20)
     assert actor.get(training.training_id).updates_arrived == 1
+
+
+def test_the_file_of_a_sum_names_the_number_of_updates(actor: Person, clients: list[Person]) -> None:
+    training = begin(actor, clients[:1], **SUM, allow_relays=True)
+    tensors = {"weight": np.ones((2, 3, 2)), "bias": np.ones((3, 2)), "norm.num_batches_tracked": np.array(3, np.int64)}
+
+    def submit(metadata: dict[str, str] | None, num_updates: int = 7) -> None:
+        clients[0].submit(training.training_id, save(tensors, metadata), num_examples=7, num_updates=num_updates)
+
+    wrong = [{"num_updates": text} for text in ("x", "", "-5", "6", "07", "7 ", "10" * 30)]
+    for metadata in (None, {"num_examples": "7"}, *wrong):
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "is 7; num_updates in the metadata of the file") as error:
+            submit(metadata)
+        assert list(error.details.fields) == ["spec.num_updates"]
+    submit({"num_updates": str(2**64 - 1)}, 2**64 - 1)
+    assert counts(result(actor, training)[1]) == {"num_examples": 7, "num_updates": 2**53}
 
 
 def test_a_sum_is_no_model_to_train(actor: Person, clients: list[Person]) -> None:
