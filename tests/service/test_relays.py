@@ -242,3 +242,13 @@ def test_no_side_branch_of_a_training_with_relays(actor: Person, clients: list[P
     with fails_with("FAILED_PRECONDITION", "REPLAY_IMPOSSIBLE", "allows relays") as error:
         list(actor.audit.ReplayTraining(request))
     assert error.details.metadata["cause"] == "RELAYS"
+
+
+def test_the_request_of_a_training_that_was_removed(actor: Person) -> None:
+    # A relay goes by the field that is named.
+    request_id = new_id()
+    made = actor.create(save(MODEL), request_id=request_id)
+    actor.trainings.RemoveTraining(training_pb2.RemoveTrainingRequest(training_id=made.training_id))
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "was removed") as error:
+        actor.create(save(MODEL), request_id=request_id)
+    assert list(error.details.fields) == ["request_id"]
