@@ -29,12 +29,15 @@ class RelayOptions:
         absent_after: Seconds that a participant may be without a connection before a round no longer waits for it; None
             for what the parent's training says.
         labels: Only users with all of these labels take part.
+        allow_relays: Whether participants may be relays, which send sums: neither max_num_examples nor
+            max_update_norm limits these.
     """
 
     min_updates: int = 1
     margin: float = 10.0
     absent_after: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    allow_relays: bool = False
 
     def __post_init__(self) -> None:
         """Checks the numbers.

@@ -141,9 +141,9 @@ class RelayTrainings(UserCalls, TrainingCalls, RoundCalls, ModelCalls):
         for attempt in range(attempts):
             try:
                 training = self._create(round_, model, ids, round_.request_id(attempt))
-            except FieldInvalid:
-                # The training of an earlier attempt was removed.
-                if attempt + 1 == attempts:
+            except FieldInvalid as error:
+                # Of request_id: the training of an earlier attempt was removed.
+                if attempt + 1 == attempts or "request_id" not in error.field_violations:
                     raise
                 continue
             if training.state != TRAINING_STATE_ERROR:
@@ -182,7 +182,7 @@ class RelayTrainings(UserCalls, TrainingCalls, RoundCalls, ModelCalls):
             stochastic_rounding=bool(transport.default.stochastic_rounding),
             integer_tensors="MEAN" if spec.integer_tensors == INTEGER_TENSORS_MEAN else "HEAVIEST",
             trainable=started.trainable,
-            allow_relays=True,
+            allow_relays=self._options.allow_relays,
             **common,
         )
 

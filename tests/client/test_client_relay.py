@@ -1,21 +1,52 @@
 """How a relay names what it makes at its own server, and what it reads of a sum."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
+import grpc
 import pytest
 
 from fedround.v1.event_pb2 import RoundStarted
-from fedround.v1.training_pb2 import TrainingSpec
+from fedround.v1.training_pb2 import TRAINING_STATE_INITIAL, Training, TrainingSpec
+from fedround_client.errors import FieldInvalid
 from fedround_client.relay_round import RelayOptions, RelayRound
-from fedround_client.relay_trainings import _read_counts
+from fedround_client.relay_trainings import RelayTrainings, _read_counts
 
 pytestmark = pytest.mark.timeout(30)
 TRAINING = "11111111-1111-4111-8111-111111111111"
 
 
-def round_of(number: int) -> RelayRound:
-    return RelayRound(TRAINING, TrainingSpec(), RoundStarted(round=number), None, lambda: False)  # type: ignore[arg-type]
+def round_of(number: int, attempt: int = 0) -> RelayRound:
+    started = RoundStarted(round=number, attempt=attempt)
+    return RelayRound(TRAINING, TrainingSpec(), started, None, lambda: False)  # type: ignore[arg-type]
+
+
+def invalid(field: str) -> FieldInvalid:
+    return FieldInvalid(grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID", "", None, {field: "is wrong"})
+
+
+def creating(*answers: Training | FieldInvalid) -> tuple[Mock, Callable[[], Training]]:
+    """Creates the training of a round's third attempt, at a server that answers so."""
+    trainings = RelayTrainings(Mock(), RelayOptions())
+    create = Mock(side_effect=answers)
+    trainings._create = create  # type: ignore[method-assign]
+    return create, lambda: trainings._created(round_of(0, attempt=3), Path(), ["a user"])
+
+
+def test_a_training_that_was_removed_is_created_under_another_id() -> None:
+    made = Training(state=TRAINING_STATE_INITIAL)
+    create, created = creating(invalid("request_id"), made)
+    assert created() is made
+    assert create.call_count == 2
+
+
+def test_a_model_that_is_refused_is_sent_once() -> None:
+    create, created = creating(invalid("spec.model"), Training())
+    with pytest.raises(FieldInvalid):
+        created()
+    assert create.call_count == 1
 
 
 def test_the_request_of_a_round_is_always_the_same() -> None:

@@ -247,6 +247,16 @@ def test_a_round_that_the_parent_closes_is_stopped_at_the_relay(tree: Tree) -> N
     until(lambda: not other.trainings)
 
 
+@pytest.mark.parametrize("options", [(), ("--allow-relays",)])
+def test_clients_of_a_relay_may_send_sums_only_if_it_allows_relays(tree: Tree, options: tuple[str, ...]) -> None:
+    one, _ = tree.sites
+    one.open.clear()
+    one.start(*options)
+    tree.begin(client_ids=tree.ids[:1])
+    until(lambda: one.trainings)
+    assert one.trainings[0].spec.allow_relays is bool(options)
+
+
 def test_a_training_that_allows_no_relays(tree: Tree) -> None:
     one, _ = tree.sites
     one.start()

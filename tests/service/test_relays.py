@@ -176,7 +176,8 @@ def test_sums_that_are_not_what_the_round_asks_for(actor: Person, clients: list[
     good = {"weight": np.ones((2, 3, 2)), "bias": np.ones((3, 2)), "norm.num_batches_tracked": np.array(3, np.int64)}
 
     def submit(tensors: dict[str, np.ndarray], training_id: str = training.training_id, **spec: Any) -> None:
-        client.submit(training_id, save(tensors), **{"num_examples": 5, "num_updates": 2, **spec})
+        spec = {"num_examples": 5, "num_updates": 2, **spec}
+        client.submit(training_id, save(tensors, {"num_updates": str(spec["num_updates"])}), **spec)
 
     with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "allow_relays") as error:
         submit(good, without.training_id)
@@ -203,6 +204,22 @@ def test_sums_that_are_not_what_the_round_asks_for(actor: Person, clients: list[
     assert actor.get(training.training_id).updates_arrived == 1
 
 
+def test_the_file_of_a_sum_names_the_number_of_updates(actor: Person, clients: list[Person]) -> None:
+    training = begin(actor, clients[:1], **SUM, allow_relays=True)
+    tensors = {"weight": np.ones((2, 3, 2)), "bias": np.ones((3, 2)), "norm.num_batches_tracked": np.array(3, np.int64)}
+
+    def submit(metadata: dict[str, str] | None, num_updates: int = 7) -> None:
+        clients[0].submit(training.training_id, save(tensors, metadata), num_examples=7, num_updates=num_updates)
+
+    wrong = [{"num_updates": text} for text in ("x", "", "-5", "6", "07", "7 ", "10" * 30)]
+    for metadata in (None, {"num_examples": "7"}, *wrong):
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "is 7; num_updates in the metadata of the file") as error:
+            submit(metadata)
+        assert list(error.details.fields) == ["spec.num_updates"]
+    submit({"num_updates": str(2**64 - 1)}, 2**64 - 1)
+    assert counts(result(actor, training)[1]) == {"num_examples": 7, "num_updates": 2**53}
+
+
 def test_a_sum_is_no_model_to_train(actor: Person, clients: list[Person]) -> None:
     training = begin(actor, clients[:1], **SUM)
     clients[0].submit(training.training_id, file_of(1))
@@ -225,3 +242,13 @@ def test_no_side_branch_of_a_training_with_relays(actor: Person, clients: list[P
     with fails_with("FAILED_PRECONDITION", "REPLAY_IMPOSSIBLE", "allows relays") as error:
         list(actor.audit.ReplayTraining(request))
     assert error.details.metadata["cause"] == "RELAYS"
+
+
+def test_the_request_of_a_training_that_was_removed(actor: Person) -> None:
+    # A relay goes by the field that is named.
+    request_id = new_id()
+    made = actor.create(save(MODEL), request_id=request_id)
+    actor.trainings.RemoveTraining(training_pb2.RemoveTrainingRequest(training_id=made.training_id))
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "was removed") as error:
+        actor.create(save(MODEL), request_id=request_id)
+    assert list(error.details.fields) == ["request_id"]

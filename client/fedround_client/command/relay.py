@@ -51,6 +51,12 @@ def relay(
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only users with this label take part. Repeatable.")
     ] = None,
+    allow_relays: Annotated[
+        bool,
+        typer.Option(
+            "--allow-relays", help="Participants may be relays. Without it, they can send single updates only."
+        ),
+    ] = False,
 ) -> None:
     """Take part in trainings of the parent with one update a round: the exact sum of those of this server's clients.
 
@@ -67,6 +73,6 @@ def relay(
         tls_key=parent_tls_key,
         insecure=parent_insecure,
     )
-    options = RelayOptions(min_updates, margin, absent_after, parse_labels(label or []))
+    options = RelayOptions(min_updates, margin, absent_after, parse_labels(label or []), allow_relays)
     with client_of(context) as own, session.client() as upstream, live_messages("relaying"):
         upstream.relay(own, options)

@@ -241,7 +241,8 @@ class UpdateSpec(_message.Message):
     allow_relays. num_examples is the sum of theirs: at most num_updates times the training's limit, and 2^53. The file has
     the tensors of an update, but each floating-point one of shape [...] as F64 of shape [..., components], with 2, 4 or 8
     components: the sum along the last dimension, taken exactly, is the sum of num_examples * update. A complex tensor of
-    shape [...] is [..., 2, components]. A counter of BatchNorm is the largest one.
+    shape [...] is [..., 2, components]. A counter of BatchNorm is the largest one. The file's metadata has num_updates, too,
+    in decimal.
     """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from fedround_server.coordinator.admissions import Terms
 from fedround_server.coordinator.aggregation import Aggregations
@@ -19,6 +20,7 @@ from fedround_server.domain.errors import (
     UpdateSuperseded,
 )
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.partial_sum import check_num_updates
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.update import MetricValue, NewUpdate, Update
 from fedround_server.failpoints import reached
@@ -110,6 +112,7 @@ class Submissions:
             None if new.is_sum else admission.bound,
             model=None if new.is_sum else admission.model,
             expected=admission.tensors,
+            check_metadata=partial(check_num_updates, new.num_updates) if new.is_sum else None,
         )
         reached("update.replying")
         return update

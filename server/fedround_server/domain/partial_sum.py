@@ -5,6 +5,8 @@ numbers whose exact sum is sum(num_examples * update): each is at most half a un
 The real and the imaginary part of a complex element have components of their own. Counters have their maximum.
 """
 
+from collections.abc import Mapping
+
 from fedround_server.domain.aggregation import is_counter
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.model import MAX_RANK, Dtype, Manifest, TensorSpec
@@ -13,6 +15,9 @@ COMPONENTS = (2, 4, 8)
 """How many components elements may have: all those of a file have the same number, the smallest that is enough."""
 MAX_NUM_EXAMPLES = 2**53
 """The largest sum of example counts: up to it, all integers are exact in float64."""
+
+NUM_EXAMPLES, NUM_UPDATES = "num_examples", "num_updates"
+"""The metadata of the file: the sum of the example counts, and how many updates were added."""
 
 
 def sum_tensors(tensors: Manifest, components: int) -> Manifest:
@@ -34,6 +39,19 @@ def components_of(actual: Manifest, tensors: Manifest) -> int:
             fits = found is not None and found.dtype is Dtype.F64 and found.shape[:-1] == _numbers(spec)
             return found.shape[-1] if found is not None and fits and found.shape[-1:] in _LAST else 0
     return 0
+
+
+def check_num_updates(num_updates: int, metadata: Mapping[str, str]) -> None:
+    """Checks that the metadata of a file names the number of updates in it, which relays of relays add up.
+
+    Raises:
+        FieldInvalid: It names another one, or none.
+    """
+    found = metadata.get(NUM_UPDATES, "")
+    if found != str(num_updates):
+        raise FieldInvalid(
+            "spec.num_updates", f"is {num_updates}; {NUM_UPDATES} in the metadata of the file is {found[:40]!r}"
+        )
 
 
 _LAST = tuple((count,) for count in COMPONENTS)

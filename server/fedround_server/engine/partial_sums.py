@@ -9,7 +9,7 @@ import torch
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.aggregation import is_counter
 from fedround_server.domain.model import VersionFile
-from fedround_server.domain.partial_sum import COMPONENTS, MAX_NUM_EXAMPLES, sum_tensors
+from fedround_server.domain.partial_sum import COMPONENTS, MAX_NUM_EXAMPLES, NUM_EXAMPLES, NUM_UPDATES, sum_tensors
 from fedround_server.engine.computation import Computation
 from fedround_server.engine.expansion import SumTooLarge, TooManyComponents, exact_sums
 from fedround_server.engine.format.assembly import in_order
@@ -19,9 +19,6 @@ from fedround_server.engine.format.writer import Bytes, bytes_of
 from fedround_server.engine.integers import take_maximum
 from fedround_server.engine.jobs import AggregationFailed
 from fedround_server.engine.source import Source, Span
-
-NUM_EXAMPLES, NUM_UPDATES = "num_examples", "num_updates"
-"""The metadata of the file: the sum of the example counts, and how many updates were added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,9 @@ def write_sum(files: BlobFiles, target: Path, computation: Computation, weights:
     spans = [span for index in range(len(source.runs)) for span in source.spans(index)]
     layout = source.result.layout
     manifest = {name: layout.manifest[name] for name in in_order(layout)}
-    metadata = {NUM_EXAMPLES: str(sum(weights)), NUM_UPDATES: str(sum(_updates_in(source)))}
+    # Participants may claim more updates than a parent takes. With one example each, these are as many as count.
+    num_updates = min(sum(_updates_in(source)), MAX_NUM_EXAMPLES)
+    metadata = {NUM_EXAMPLES: str(sum(weights)), NUM_UPDATES: str(num_updates)}
     for components in COMPONENTS:
         header = make_header(sum_tensors(manifest, components), metadata)
         try:
@@ -100,4 +99,4 @@ def _updates_in(source: Source) -> Iterator[int]:
     """Yields how many updates each update is the sum of."""
     for update in source.updates:
         is_sum = update.components > 0
-        yield int(read_metadata(update.file.header[PREFIX:]).get(NUM_UPDATES, "1")) if is_sum else 1
+        yield int(read_metadata(update.file.header[PREFIX:])[NUM_UPDATES]) if is_sum else 1

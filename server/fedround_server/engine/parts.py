@@ -111,7 +111,8 @@ class Block:
         count = update.components
         numbers = update.file.block(self.run.first, self.start * count, len(self) * count)
         parts = numbers.view(len(self), count).T.clone(memory_format=torch.contiguous_format)
-        # No sum of numbers of the model's type is larger. As in `_sum`, so that one relay cannot make a round fail.
+        # No sum of numbers of the model's type is larger. As in `_sum`, so that a total out of range does not make a
+        # round fail; a sum of sums can still fail for its components.
         largest = torch.finfo(torch.float64).max
         most = min(torch.finfo(self.stored.dtype).max * update.weight, largest)
         total = parts.sum(0)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
@@ -75,6 +75,7 @@ class _Upload(Generic[R]):
     model: VersionFile | None
     allow_non_finite: bool
     expected: ExpectedTensors | None
+    check_metadata: Callable[[Mapping[str, str]], None] | None
 
     @property
     def is_small(self) -> bool:
@@ -153,6 +154,7 @@ class Uploads:
         model: VersionFile | None = None,
         allow_non_finite: bool = False,
         expected: ExpectedTensors | None = None,
+        check_metadata: Callable[[Mapping[str, str]], None] | None = None,
     ) -> R:
         """Receives a file, and has it accepted once it is on disk, complete, checked and a blob.
 
@@ -167,6 +169,7 @@ class Uploads:
             model: A model whose NaN and Inf it may have in the same places; None if it may have none.
             allow_non_finite: Whether it may have NaN and Inf anywhere.
             expected: The tensors of an update; None for another file.
+            check_metadata: Raises an error about metadata that is not acceptable; None for any.
 
         Raises:
             FieldInvalid: There are more bytes than declared, or none.
@@ -183,11 +186,11 @@ class Uploads:
             TooManyUploads: The unfinished uploads have too many bytes.
             DiskFull: There is no room for it.
             TokenInvalid: The user was removed.
-            FedroundError: `check` or `accept` raised it.
+            FedroundError: `check`, `check_metadata` or `accept` raised it.
         """
         user_id, upload_id = incoming.user_id, incoming.upload_id
         ref = StagedRef(f"upload-{next(self._numbers)}") if upload_id is None else UploadRef(user_id, upload_id)
-        upload = _Upload(incoming, ref, check, accept, bound, model, allow_non_finite, expected)
+        upload = _Upload(incoming, ref, check, accept, bound, model, allow_non_finite, expected, check_metadata)
         async with self._attempts.begin(user_id, ref):
             is_update = incoming.training_id is not None
             with self.space.reserve(user_id, ref, incoming.offset, is_update=is_update) as space:
@@ -261,7 +264,7 @@ class Uploads:
     def _body(self, upload: "_Upload[R]") -> BodyReceiver:
         max_bytes = self._context.limits.max_model_bytes
         scaled = _unscaled if upload.expected is None else upload.expected.scaled
-        gate = HeaderGate(upload.check)
+        gate = HeaderGate(upload.check, upload.check_metadata)
         return BodyReceiver(upload.incoming, gate, max_bytes, lambda: share_of_buffers(len(self._attempts)), scaled)
 
     def _shown(self, upload: "_Upload[R]", arriving: Arriving) -> AbstractContextManager[None]:

@@ -1,9 +1,10 @@
 """Checks a file's header while its first bytes arrive."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fedround_server.domain.errors import ModelFormat
 from fedround_server.domain.model import Manifest
+from fedround_server.engine.format.header import read_metadata
 from fedround_server.engine.format.manifest import PREFIX, Layout, parse_header
 
 MAX_HEADER = 4 << 20
@@ -20,9 +21,14 @@ class HeaderGate:
         layout: What the header says; None until it is complete.
     """
 
-    def __init__(self, check: Callable[[Manifest], None] | None = None) -> None:
-        """Takes any acceptable header whose tensors pass a check, which raises an error about others."""
+    def __init__(
+        self,
+        check: Callable[[Manifest], None] | None = None,
+        check_metadata: Callable[[Mapping[str, str]], None] | None = None,
+    ) -> None:
+        """Takes any acceptable header whose tensors and metadata pass checks, which raise errors about others."""
         self._check = check
+        self._check_metadata = check_metadata
         self._seen = bytearray()
         self._wanted = PREFIX
         self.layout: Layout | None = None
@@ -39,7 +45,7 @@ class HeaderGate:
 
         Raises:
             ModelFormat: This is no acceptable safetensors file.
-            FedroundError: The check raised it.
+            FedroundError: A check raised it.
         """
         if self.layout is not None:
             return
@@ -48,10 +54,13 @@ class HeaderGate:
             self._wanted += _header_length(bytes(self._seen))
             self._take(data[taken : taken + self._wanted])
         if len(self._seen) == self._wanted > PREFIX:
-            self.layout = parse_header(bytes(self._seen[PREFIX:]))
+            header = bytes(self._seen[PREFIX:])
+            self.layout = parse_header(header)
             self._seen.clear()
             if self._check is not None:
                 self._check(self.layout.manifest)
+            if self._check_metadata is not None:
+                self._check_metadata(read_metadata(header))
 
     def _take(self, data: bytes) -> int:
         """Takes what is missing of the header from some bytes; returns how many."""
