@@ -132,7 +132,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 counters.start_time = context.clock.now()
                 logs.name_replica(context.peers.own_name)
                 await coordinator.recover()
-                if await coordinator.users.bootstrap(lambda token: write_secret(token_file, token), is_lost=is_lost):
+                keep, drop = partial(write_secret, token_file), partial(token_file.unlink, missing_ok=True)
+                if await coordinator.users.bootstrap(keep, drop, is_lost=is_lost):
                     lost = "the token file was empty: wrote a new token of the admin to it, and revoked the others"
                     new = "no admin had a valid token: wrote a new one to the file"
                     log.info(lost if is_lost else new, path=str(token_file))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ async def test_the_admins_token_is_on_disk_before_the_admin(
     diary = Diary(tmp_path, monkeypatch)
     async with coordinating(sqlite, tmp_path) as coordination:
         await diary.read_statements(sqlite)
-        await coordination.coordinator.users.bootstrap(lambda token: write_secret(tmp_path / "admin.token", token))
+        keep = partial(write_secret, tmp_path / "admin.token")
+        await coordination.coordinator.users.bootstrap(keep, lambda: None)
     synced = diary.entries.index(("sync", "admin.token"))
     assert synced < diary.entries.index(("sync", "."), synced) < diary.find("sql", 'INSERT INTO "users"')
 
