@@ -238,7 +238,7 @@ def _ids_of(settings: Settings) -> tuple[str, str]:
     """Returns the ids of the place where a server has its files, and of its journal; makes them at the first start.
 
     Servers that share a database must share the place: the object store, or the folder of the objects, or what it
-    links to, which the id is beside.
+    links to, which the id is beside. Endpoints are not compared: one store may have several.
     """
     if settings.objects:
         files = str(uuid.uuid5(uuid.NAMESPACE_URL, settings.objects.rstrip("/")))
