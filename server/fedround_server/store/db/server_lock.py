@@ -159,18 +159,19 @@ class ServerLock:
         import psycopg
 
         end = time.monotonic() + WAIT_SECONDS
-        while self._has_replicas() and time.monotonic() < end:
+        while True:
+            try:
+                self._execute("SELECT pg_advisory_lock(%s)", LOCK_KEY)
+            except psycopg.errors.LockNotAvailable:
+                break
+            if not self._has_replicas():
+                return True
+            self._execute("SELECT pg_advisory_unlock(%s)", LOCK_KEY)
+            if time.monotonic() > end:
+                break
             time.sleep(PAUSE_SECONDS)
-        try:
-            self._execute("SELECT pg_advisory_lock(%s)", LOCK_KEY)
-        except psycopg.errors.LockNotAvailable:
-            is_free = False
-        else:
-            is_free = not self._has_replicas()
-        if not is_free:
-            self.release()
-            raise RuntimeError(ELSEWHERE)
-        return True
+        self.release()
+        raise RuntimeError(ELSEWHERE)
 
     def _share(self) -> None:
         for function in ("pg_advisory_lock_shared", "pg_advisory_unlock"):
