@@ -1,7 +1,6 @@
 """The composition root: makes every part once, opens them in order and closes them in reverse."""
 
 import asyncio
-import os
 import random
 import uuid
 from collections import Counter
@@ -33,7 +32,8 @@ from fedround_server.failpoints import reached
 from fedround_server.grpc_server import METHOD_NAMES, GrpcServer
 from fedround_server.host import allocator
 from fedround_server.host.folder import make_narrow, make_private
-from fedround_server.host.sync import skip_syncs, sync_file, sync_folder
+from fedround_server.host.secret_file import read_id, write_secret
+from fedround_server.host.sync import skip_syncs, sync_folder
 from fedround_server.methods import check_methods
 from fedround_server.metrics_port import metrics_port
 from fedround_server.store import Store
@@ -132,7 +132,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 counters.start_time = context.clock.now()
                 logs.name_replica(context.peers.own_name)
                 await coordinator.recover()
-                if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token), is_lost=is_lost):
+                keep, drop = partial(write_secret, token_file), partial(token_file.unlink, missing_ok=True)
+                if await coordinator.users.bootstrap(keep, drop, is_lost=is_lost):
                     lost = "the token file was empty: wrote a new token of the admin to it, and revoked the others"
                     new = "no admin had a valid token: wrote a new one to the file"
                     log.info(lost if is_lost else new, path=str(token_file))
@@ -237,21 +238,13 @@ def _ids_of(settings: Settings) -> tuple[str, str]:
     """Returns the ids of the place where a server has its files, and of its journal; makes them at the first start.
 
     Servers that share a database must share the place: the object store, or the folder of the objects, or what it
-    links to, which the id is beside.
+    links to, which the id is beside. Endpoints are not compared: one store may have several.
     """
     if settings.objects:
         files = str(uuid.uuid5(uuid.NAMESPACE_URL, settings.objects.rstrip("/")))
     else:
-        files = _read_id((settings.data_dir / "objects").resolve().parent / "files.id")
-    return files, _read_id(settings.data_dir / "journal.id")
-
-
-def _read_id(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        _write_secret(path, str(uuid.uuid4()))
-    return path.read_text(encoding="ascii").strip()
+        files = read_id((settings.data_dir / "objects").resolve().parent / "files.id")
+    return files, read_id(settings.data_dir / "journal.id")
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:
@@ -298,16 +291,6 @@ def _restrict(data_dir: Path) -> None:
             log.warning("others had access to the data directory: only its owner has it now", path=str(data_dir))
     except OSError as error:
         log.warning("others have access to the data directory: run chmod 700", path=str(data_dir), error=str(error))
-
-
-def _write_secret(path: Path, secret: str) -> None:
-    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        os.fchmod(descriptor, 0o600)
-        file.write(secret + "\n")
-        file.flush()
-        sync_file(descriptor)
-    sync_folder(path.parent)
 
 
 def _new_ids(seed: int | None) -> Callable[[], str]:

@@ -302,13 +302,29 @@ async def test_the_time_of_last_use_of_tokens(users: Users, access: Access, cloc
     assert access.last_use(user.user_id, before.token_hash) == used[before.token_hash]
 
 
+async def test_of_two_servers_that_begin_at_once_one_makes_the_first_admin(
+    users: Users, store: Store, clock: ManualClock
+) -> None:
+    loop = asyncio.get_running_loop()
+    first: list[str] = []
+    second: list[str] = []
+
+    def overtaken(token: str) -> None:
+        second.append(token)
+        asyncio.run_coroutine_threadsafe(users.bootstrap(first.append, first.clear), loop).result(10)
+
+    assert not await users.bootstrap(overtaken, second.clear)
+    assert (len(first), second) == (1, [])
+    assert len((await store.credentials.admins(clock.now()))[0]) == 1
+
+
 async def test_lifetimes(store: Store, clock: ManualClock) -> None:
     limits = Limits(token_lifetime=HOUR, max_token_lifetime=2 * HOUR)
     context = Context(store, NOTHING, NOTHING, Hub(), NOTHING, limits, clock=clock)
     access = Access(context)
     users = Users(context, access)
     kept: list[str] = []
-    assert await users.bootstrap(kept.append)
+    assert await users.bootstrap(kept.append, kept.clear)
     async with access.admit(Credentials(hash_token(kept[0]))) as admin:
         (token,) = (await users.view(admin.user_id)).tokens
     assert token.expire_time is None

@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from calls import digest, model_file
 from contracts.blobs import chunk_of
 from contracts.coordination import FakeEngine, coordinating
 from contracts.world import SPEC, World
-from fedround_server.app import _write_secret
 from fedround_server.blobs import read_entries
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
@@ -22,6 +22,7 @@ from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.user import Role
 from fedround_server.engine import worker
 from fedround_server.engine.jobs import AggregationJob, StagedResult
+from fedround_server.host.secret_file import write_secret
 from fedround_server.store import Store
 from fedround_server.store.tables.base import database_proxy
 
@@ -128,7 +129,8 @@ async def test_the_admins_token_is_on_disk_before_the_admin(
     diary = Diary(tmp_path, monkeypatch)
     async with coordinating(sqlite, tmp_path) as coordination:
         await diary.read_statements(sqlite)
-        await coordination.coordinator.users.bootstrap(lambda token: _write_secret(tmp_path / "admin.token", token))
+        keep = partial(write_secret, tmp_path / "admin.token")
+        await coordination.coordinator.users.bootstrap(keep, lambda: None)
     synced = diary.entries.index(("sync", "admin.token"))
     assert synced < diary.entries.index(("sync", "."), synced) < diary.find("sql", 'INSERT INTO "users"')
 

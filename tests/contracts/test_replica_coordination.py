@@ -14,6 +14,7 @@ import pytest
 from contracts.coordination import Coordination, coordinating
 from contracts.test_replicas import Other, end_lease, eventually, hand_over
 from contracts.world import new_id
+from fedround_server.coordinator import replicas
 from fedround_server.coordinator.housekeeping import COLLECTION_INTERVAL
 from fedround_server.domain.errors import AlreadyParticipating
 from fedround_server.domain.event import Event, TrainingRemoved
@@ -23,6 +24,7 @@ from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 from fedround_server.store.db.replica_session import Look
+from fedround_server.store.queries import replica
 from fedround_server.store.queries.replica import from_presence
 from fedround_server.store.verbs.replica import PUBLISH
 
@@ -78,14 +80,18 @@ async def test_a_subscriber_learns_of_an_event_without_a_notification(
         assert isinstance(event.payload, TrainingRemoved)
 
 
+@pytest.mark.parametrize("at_most", [1000, 1])
 async def test_a_user_that_another_server_registers_learns_of_it_without_a_notification(
-    store: Store, tmp_path: Path, database: str
+    store: Store, tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch, at_most: int
 ) -> None:
+    for module in (replicas, replica):
+        monkeypatch.setattr(module, "MAX_REGISTERED", at_most)
     async with joined(store, tmp_path, database) as (coordination, _):
         actor, _, training = await coordination.running(1)
         late = await coordination.world.user()
         sent = await subscribed(coordination, late, None)
-        await store.trainings.register(training.training_id, actor, [late], coordination.clock.now())
+        now = coordination.clock.now() + timedelta(seconds=1)
+        await store.trainings.register(training.training_id, actor, [late], now)
         assert (await sent.get()).training_id == training.training_id
 
 

@@ -14,8 +14,10 @@ from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.replica import UserPresence
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
+from fedround_server.store.db import replica_session
 from fedround_server.store.db.lease import DatabaseClock, Lease, elapsed, lease
 from fedround_server.store.db.replica_session import LOOK, NOW, Look, ReplicaSession
+from fedround_server.store.queries import replica
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
@@ -267,6 +269,19 @@ async def test_changes_that_were_missed_concern_all(
     await eventually(lambda: any(look.changed_users is None for look in notes.looks[looks:]))
 
 
+async def test_old_changes_are_forgotten(notes: Notes, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await eventually(lambda: notes.looks)
+    monkeypatch.setattr(replica_session, "KEPT_CHANGES", 3)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("UPDATE server_state SET credential_changes = credential_changes + 10")
+        connection.execute(
+            "INSERT INTO credential_change SELECT credential_changes - 10 + n, 'a' FROM server_state,"
+            " generate_series(1, 10) AS n"
+        )
+        await eventually(lambda: connection.execute("SELECT count(*) FROM credential_change").fetchone() == (3,))
+    assert notes.looks[-1].changed_users is not None
+
+
 async def test_presence_is_told_in_versions(notes: Notes, other: Other, world: World) -> None:
     store, users = world.store, sorted(new_id() for _ in range(3))
     me = str(store.replica_id)
@@ -295,3 +310,11 @@ async def test_news_are_what_notifications_tell_of(world: World) -> None:
     assert new.last > found.last
     assert none == set()
     assert await world.store.replicas.news({training.training_id: new.last}, world.now) == ([], set())
+
+
+async def test_news_tell_of_the_latest_of_many_registrations(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "MAX_REGISTERED", 2)
+    await world.running(4)
+    _, registered = await world.store.replicas.news({}, datetime(2026, 1, 1, tzinfo=UTC))
+    # Two participants, and an actor.
+    assert 2 <= len(registered) <= 3

@@ -11,6 +11,7 @@ from contracts.coordination import coordinating
 from fedround_server.coordinator.housekeeping import RECONCILIATION_INTERVAL
 from fedround_server.store import Store
 from fedround_server.store.db import server_lock
+from fedround_server.store.db.replica_session import NOW
 from fedround_server.store.db.server_lock import LOCK_KEY, ServerLock
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
@@ -135,26 +136,20 @@ async def test_a_lock_lost_in_a_restart_of_the_database_is_taken_again(
         assert is_taken(database)
 
 
-async def test_a_server_stops_when_one_that_shares_nothing_has_taken_the_lock(
+async def test_a_server_waits_for_one_that_has_the_lock_for_itself(
     store: Store, database: str, tmp_path: Path, impatient: None
 ) -> None:
     earlier = Earlier(database)
-
-    async def overtaken() -> None:
-        async with coordinating(store, tmp_path) as coordination:
-            await coordination.coordinator.recover()
-            lose(database)
-            assert earlier.take()
+    async with coordinating(store, tmp_path) as coordination:
+        await coordination.coordinator.recover()
+        lose(database)
+        assert earlier.take()
+        for _ in range(2):
             await coordination.clock.asleep(RECONCILIATION_INTERVAL)
             coordination.clock.advance(RECONCILIATION_INTERVAL)
             await coordination.clock.asleep(RECONCILIATION_INTERVAL)
-
-    with pytest.raises(ExceptionGroup) as stopped:
-        await overtaken()
-    earlier.end()
-    (error,) = stopped.value.exceptions
-    assert isinstance(error, RuntimeError)
-    assert "another server uses this database, and is of a version that shares it with none" in str(error)
+            earlier.end()
+        assert is_taken(database)
 
 
 def test_a_server_does_not_begin_beside_one_that_shares_nothing(database: str, impatient: None) -> None:
@@ -190,3 +185,54 @@ def test_a_server_whose_database_others_have_taken_for_other_files_stops(databas
         first.hold()
     other.release()
     begin(database, "here").release()
+
+
+def add_lease(database: str, journal_id: str) -> None:
+    """Adds a replica that has a lease, and not the lock."""
+    import psycopg
+
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO replica (replica_id, journal_id, name, version, schema_version, start_time, expire_time,"
+            f" presence_version) VALUES ('one', %s, 'one', '1', 1000, 0, {NOW} + 60000000, 0)",
+            (journal_id,),
+        )
+
+
+def test_a_server_leaves_room_for_replicas_that_have_lost_the_lock(database: str, impatient: None) -> None:
+    first = begin(database, "here")
+    add_lease(database, "its own")
+    lose(database)
+    second = ServerLock(database, "here")
+    with second.starting():
+        first.hold()
+    first.release()
+    second.release()
+
+
+def test_replicas_that_have_lost_the_lock_keep_the_database_for_their_files(
+    database: str, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_lock, "WAIT_SECONDS", 0.3)
+    first = begin(database, "here")
+    add_lease(database, "its own")
+    lose(database)
+    with pytest.raises(RuntimeError, match="has its files elsewhere"):
+        begin(database, "there")
+    first.hold()
+    first.release()
+    # Another server with its journal: it has ended.
+    lock = ServerLock(database, "there", "its own")
+    with lock.starting():
+        pass
+    lock.release()
+
+
+def test_a_server_that_starts_for_long_is_not_taken_for_one_that_shares_nothing(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_lock, "START_TIMEOUT", "1ms")
+    first = ServerLock(database)
+    with first.starting(), pytest.raises(RuntimeError, match="starts for long, or migrates"):
+        begin(database, "")
+    first.release()

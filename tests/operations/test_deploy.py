@@ -131,6 +131,8 @@ def test_replicas_differ_in_name_port_and_volume_alone() -> None:
         "data-1:/var/lib/fedround",
         "data-2:/var/lib/fedround",
     )
+    # The first one makes the admin.
+    assert second["depends_on"].pop("replica-1") == {"condition": "service_healthy"}
     assert first == second
     assert unknown_words(first["healthcheck"]["test"][1:]) == []
     # The object store, and what makes the bucket, are those of Kubernetes.

@@ -1,12 +1,13 @@
 """Local blobs whose objects several processes share."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from contracts.blobs import put_small
+from contracts.blobs import ONE, put_small
 from fedround_server.blobs import UNREFERENCED_SECONDS, local
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.host.file_lock import BACKUP_LOCK, shared
@@ -75,3 +76,24 @@ def test_neither_collects_while_a_backup_reads_the_objects(two: list[LocalBlobs]
         for blobs in two:
             with blobs.collecting() as may_collect:
                 assert not may_collect
+
+
+def test_a_collection_leaves_an_old_upload_that_another_commits(
+    two: list[LocalBlobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two
+    collected: list[int] = []
+
+    def collect(name: str) -> None:
+        if name == "blob.renamed":
+            collected.extend(first.collect([blob.sha256]))
+
+    monkeypatch.setattr(local, "reached", collect)
+    with second.writer(ONE) as writer:
+        writer.write(DATA)
+        writer.sync()
+        blob = writer.staged.blob
+        os.utime(second.files.local_path(writer.staged.file), (0, 0))
+        second.commit(writer.staged)
+    assert not collected
+    assert second.examine(blob).sha256 == blob.sha256

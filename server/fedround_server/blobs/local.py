@@ -285,12 +285,13 @@ class LocalBlobs:
     def _adopt(self, source: Path, blob: BlobRef) -> None:
         target = self.files.local_path(blob)
         self._make_durable(target.parent)
+        # Before the rename: a collector of another process never sees an old time.
+        os.utime(source)
         with self._lock, keep_open(target, self._closing):
             self._rename(source, target, blob)
             reached("blob.renamed")
             # After the rename: an upload whose commit is interrupted before it must stay writable.
             target.chmod(BLOB_MODE)
-            os.utime(target)
         sync_folder(target.parent)
         reached("blob.folder_synced")
 

@@ -15,6 +15,7 @@ from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.replica import UserPresence
 from fedround_server.failpoints import reached
 from fedround_server.store.db.replica_session import LOOK, Look, ReplicaSession
+from fedround_server.store.queries.replica import MAX_REGISTERED
 from fedround_server.wakeups import NEW_TRAINING, for_actor
 
 log = logging.getLogger(__name__)
@@ -214,6 +215,11 @@ class Replicas:
             self._context.hub.wake([for_actor(new.training_id)])
             if new.shared is not None and new.shared > self._feeds.position(new.training_id):
                 self._context.hub.wake([new.training_id])
-        if fresh := registered - self._registered:
+        fresh = registered - self._registered
+        was_cut, is_cut = (len(some) >= MAX_REGISTERED for some in (self._registered, registered))
+        if (is_cut and fresh) or (was_cut and not is_cut):
+            # There are, or were, more.
+            self._context.hub.notify_all()
+        elif fresh:
             self._context.hub.wake({NEW_TRAINING, *(user_id for user_id, _ in fresh)})
         self._registered = registered

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.tasks import in_thread
-from fedround_server.domain.errors import FieldInvalid, RoleRequired, UserNotFound
+from fedround_server.domain.errors import FieldInvalid, RoleRequired, UserExists, UserNotFound
 from fedround_server.domain.token import Token, hash_token, new_token
 from fedround_server.domain.user import NewUser, Role, User, UserView
 
@@ -18,12 +18,15 @@ class Users:
         self._context = context
         self._access = access
 
-    async def bootstrap(self, keep_token: Callable[[str], None], *, is_lost: bool = False) -> bool:
+    async def bootstrap(
+        self, keep_token: Callable[[str], None], drop_token: Callable[[], None], *, is_lost: bool = False
+    ) -> bool:
         """Creates a token that never expires for an admin, and the first admin if needed, unless an admin has a token.
 
         Args:
             keep_token: Writes the token durably where the operator finds it; called before the token becomes valid, so
                 that no crash in between leaves a valid token that is lost.
+            drop_token: Removes it: another server has made the first admin at the same time, and has its token.
             is_lost: Whether the first admin gets a new one in any case, which takes the place of those it has.
 
         Returns:
@@ -38,7 +41,11 @@ class Users:
         if admins:
             await self._rotate(admins[0], Token(hash_token(token), now, None), None)
         else:
-            await self._context.store.users.create([self._view(NewUser("admin", Role.ADMIN), token, None)])
+            try:
+                await self._context.store.users.create([self._view(NewUser("admin", Role.ADMIN), token, None)])
+            except UserExists:
+                await in_thread(drop_token)
+                return False
         return True
 
     async def create(

@@ -119,7 +119,7 @@ class Store:
         """Makes sure that this process still holds the server lock of the database.
 
         Raises:
-            RuntimeError: A server that does not share it has taken it, since the database was restarted.
-            StoreUnavailable: The database does not answer.
+            RuntimeError: Servers with their files elsewhere have taken the database since it was restarted.
+            StoreUnavailable: The database does not answer, or another server has it for itself while it starts.
         """
         await self._database.hold()

@@ -142,6 +142,8 @@ class ReplicaSession:
         self._session: Any = None
         self._has_others = True
         self._last_change = -1
+        # Up to which change all but the latest were forgotten.
+        self._trimmed = 0
         self._renew_at = self._look_at = self._send_at = 0.0
         # What is to be sent; protected by the lock.
         self._lock = threading.Lock()
@@ -308,14 +310,20 @@ class ReplicaSession:
         """Returns whose credentials were changed since the last call; None if that is not known."""
         if self._last_change < 0:
             self._last_change = self._session.execute(LAST_CHANGE).fetchone()[0]
-            self._session.execute(FORGET_CHANGES, (self._last_change - KEPT_CHANGES,))
+            self._forget_changes()
             return None
         changes = self._session.execute(CHANGES, (self._last_change,)).fetchall()
         if not changes:
             return frozenset()
         is_whole = changes[0][0] == self._last_change + 1
         self._last_change = changes[-1][0]
+        if self._last_change >= self._trimmed + KEPT_CHANGES:
+            self._forget_changes()
         return frozenset(user_id for _, user_id in changes) if is_whole else None
+
+    def _forget_changes(self) -> None:
+        self._session.execute(FORGET_CHANGES, (self._last_change - KEPT_CHANGES,))
+        self._trimmed = self._last_change
 
     def _send(self) -> None:
         with self._lock:

@@ -1,5 +1,6 @@
 """The server lock: an advisory lock that servers share which may use a PostgreSQL database at the same time."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from fedround_server.store.db.connection import (
     postgres_settings,
     session_key,
 )
+from fedround_server.store.db.lease import LEASE_SECONDS
+from fedround_server.store.db.replica_session import NOW
 
 # Any constants that no other application of the database uses. The first is held by all servers: exclusively by those
 # of versions before there were replicas.
@@ -29,8 +32,15 @@ ELSEWHERE = (
     "another server uses this database, and has its files elsewhere: give both the same place for files, or each a"
     " database of its own"
 )
-
+STARTING = "another server starts for long, or migrates the database: try again when it has ended"
 COMMITTING = "transactions of an earlier server are in progress in this database: try again when they have ended"
+WAIT_SECONDS = LEASE_SECONDS
+"""How long a server with its files elsewhere waits for the leases of those that were killed."""
+PAUSE_SECONDS = 0.2
+# An earlier server with the same journal has ended.
+LEASED = f"""
+SELECT EXISTS (SELECT FROM replica WHERE expire_time > {NOW} AND (journal_id = '' OR journal_id <> %s))
+"""  # noqa: S608 -- constants
 
 
 class ServerLock:
@@ -60,14 +70,15 @@ class ServerLock:
 
         Raises:
             RuntimeError: Another server uses the database that does not share it or has its files elsewhere, or
-                transactions of an earlier one do not end.
+                one starts for too long, or transactions of an earlier one do not end.
             StoreUnavailable: The database does not answer.
         """
-        with self._mapped_errors():
+        with self._mapped_errors(STARTING):
             self._connect()
             self._execute(f"SET lock_timeout = '{START_TIMEOUT}'")
             self._execute("SELECT pg_advisory_lock(%s)", START_KEY)
             self._execute(SETTINGS[0])
+        with self._mapped_errors():
             is_alone = self._take()
         with self._mapped_errors(COMMITTING):
             # Earlier versions had one key for all.
@@ -90,8 +101,8 @@ class ServerLock:
         """Makes sure that the lock is held; a restart of the database releases it.
 
         Raises:
-            RuntimeError: Another server has taken the database meanwhile.
-            StoreUnavailable: The database does not answer.
+            RuntimeError: Servers that have their files elsewhere have taken the database meanwhile.
+            StoreUnavailable: The database does not answer, or another server has it for itself while it starts.
         """
         # The driver is an extra.
         import psycopg
@@ -102,7 +113,7 @@ class ServerLock:
                 return
         except psycopg.OperationalError:
             self.release()
-        with self._mapped_errors():
+        with self._mapped_errors(STARTING, StoreUnavailable):
             self._connect()
             self._execute("SELECT pg_advisory_lock_shared(%s)", LOCK_KEY)
             if self._files_elsewhere():
@@ -130,42 +141,62 @@ class ServerLock:
     def _take(self) -> bool:
         """Takes the lock: exclusively, and returns True, if no server uses the database; else as one of several.
 
+        No other server takes it exclusively meanwhile.
+
         Raises:
             RuntimeError: The other servers have their files elsewhere.
         """
-        if self._execute("SELECT pg_try_advisory_lock(%s)", LOCK_KEY):
+        if not self._execute("SELECT pg_try_advisory_lock(%s)", LOCK_KEY):
+            self._execute("SELECT pg_advisory_lock_shared(%s)", LOCK_KEY)
+        elif not self._has_replicas():
             return True
-        self._execute("SELECT pg_advisory_lock_shared(%s)", LOCK_KEY)
+        else:
+            # A restart of the database has released their locks, which they take again.
+            self._share()
         if not self._files_elsewhere():
             return False
         self._execute("SELECT pg_advisory_unlock_shared(%s)", LOCK_KEY)
         import psycopg
 
-        try:
-            self._execute("SELECT pg_advisory_lock(%s)", LOCK_KEY)
-        except psycopg.errors.LockNotAvailable:
-            self.release()
-            raise RuntimeError(ELSEWHERE) from None
-        return True
+        end = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                self._execute("SELECT pg_advisory_lock(%s)", LOCK_KEY)
+            except psycopg.errors.LockNotAvailable:
+                break
+            if not self._has_replicas():
+                return True
+            self._execute("SELECT pg_advisory_unlock(%s)", LOCK_KEY)
+            if time.monotonic() > end:
+                break
+            time.sleep(PAUSE_SECONDS)
+        self.release()
+        raise RuntimeError(ELSEWHERE)
 
     def _share(self) -> None:
         for function in ("pg_advisory_lock_shared", "pg_advisory_unlock"):
             self._execute(f"SELECT {function}(%s)", LOCK_KEY)
+
+    def _has_replicas(self) -> bool:
+        """Returns whether other servers have a lease: they use the database, though they may have lost the lock."""
+        if self._execute("SELECT to_regclass('replica')") is None:
+            return False
+        return bool(self._execute(LEASED, self._journal_id))
 
     def _files_elsewhere(self) -> bool:
         """Returns whether the servers that use the database have their files in another place."""
         return bool(self._execute("SELECT files_id FROM server_state") != self._files_id)
 
     @contextmanager
-    def _mapped_errors(self, refused: str = UNSHARED) -> Iterator[None]:
-        """Releases the lock if the block fails, and maps the error, to a message if a lock is not free."""
+    def _mapped_errors(self, refused: str = UNSHARED, kind: type[Exception] = RuntimeError) -> Iterator[None]:
+        """Releases the lock if the block fails, and maps the error; to a kind and a message if a lock is not free."""
         import psycopg
 
         try:
             yield
         except psycopg.errors.LockNotAvailable:
             self.release()
-            raise RuntimeError(refused) from None
+            raise kind(refused) from None
         except psycopg.OperationalError as error:
             self.release()
             raise StoreUnavailable(f"the database does not answer: {in_one_line(error)}") from error

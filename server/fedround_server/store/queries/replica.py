@@ -15,6 +15,8 @@ from fedround_server.store.tables.schema import ParticipantRow, RoundRow, Traini
 
 PAGE = 2000
 """How many rows of presence are read in one transaction."""
+MAX_REGISTERED = 1000
+"""How many registrations, and how many new trainings, are told of at most."""
 # A lateral subquery, so that each log is searched by its index.
 NEW_EVENTS = """
 SELECT log.training_id, last.sequence, last.shared
@@ -77,10 +79,15 @@ def new_events(logs: Mapping[str, int]) -> list[NewEvents]:
 
 
 def new_participants(since: datetime) -> set[tuple[str, datetime]]:
-    """Returns the users who were registered in trainings after a time, and the actors of new ones, each with when."""
+    """Returns the users who were registered in trainings after a time, and the actors of new ones, each with when.
+
+    Of more than `MAX_REGISTERED`, they are the latest.
+    """
     part, training = ParticipantRow, TrainingRow
-    registered = part.select(part.user_id, part.register_time).where(part.register_time > since)
-    created = training.select(training.actor_id, training.create_time).where(training.create_time > since)
+    registered = part.select(part.user_id, part.register_time).where(part.register_time > since).distinct()
+    registered = registered.order_by(part.register_time.desc(), part.user_id).limit(MAX_REGISTERED)
+    created = training.select(training.actor_id, training.create_time).where(training.create_time > since).distinct()
+    created = created.order_by(training.create_time.desc(), training.actor_id).limit(MAX_REGISTERED)
     return {(row.user_id, row.register_time) for row in registered} | {
         (row.actor_id, row.create_time) for row in created
     }

@@ -91,6 +91,7 @@ class ReplicaVerbs(Verbs):
             since: A time.
 
         Returns:
-            What is new in the logs, and the users who were registered in trainings after the time, and when.
+            What is new in the logs, and the users who were registered in trainings after the time, and when: the
+            latest ones, if they are `MAX_REGISTERED` or more.
         """
         return new_events(logs), new_participants(since)
