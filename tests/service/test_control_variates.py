@@ -1,5 +1,6 @@
 """Control variates over a real port: what updates have, what is refused, and what members of the cohort download."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -110,9 +111,12 @@ def test_an_update_with_another_control_variate_is_refused_before_its_body(
         yield round_pb2.SubmitUpdateRequest(spec=spec)
         yield round_pb2.SubmitUpdateRequest(chunk=file[:header])
         # The answer comes while the body is still missing.
-        until(lambda: call.done())
+        assert called.wait(60)
+        until(call.done)
 
+    called = threading.Event()
     call = clients[0].rounds.SubmitUpdate.future(messages())
+    called.set()
     with fails_with("INVALID_ARGUMENT", reason, *words):
         call.result()
     assert _round(actor, training_id).updates_arrived == 0

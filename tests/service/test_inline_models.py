@@ -60,10 +60,15 @@ def test_a_model_comes_if_it_is_not_larger_than_the_subscriber_takes(
     training_id = begin(actor, clients, data).training_id
     first, second, third = clients
     before = sent_bytes(admin)
-    assert inline(first, training_id, limit=size) == data
-    assert inline(second, "", limit=MOST) == data
-    # The counter is read after the events that it counts.
+    opened = [
+        first.subscribe(training_id, inline_model_bytes=size),
+        second.subscribe("", inline_model_bytes=MOST),
+    ]
+    assert [start_of(events).inline_model for events in opened] == [data, data]
+    # It is counted once it is sent, unless the subscriber has left.
     until(lambda: sent_bytes(admin) == before + 2 * size)
+    for events in opened:
+        events.cancel()
     assert inline(third, training_id, limit=size - 1) == b""
     assert inline(third, training_id, limit=0) == b""
     assert sent_bytes(admin) == before + 2 * size
