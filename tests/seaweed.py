@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from calls import until
-from servers import hold_a_port
+from ports import hold_a_port
 
 REGION = "us-east-1"
 SECRET = "a-secret-that-no-log-has"

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from forked import ForkedProcess, fork_server
+from ports import hold_a_port
 
 MODULE = ("-m", "fedround_server")
 
@@ -135,18 +136,6 @@ class Server:
         assert self._process.stdout is not None
         self._process.stdout.close()
         return code
-
-
-def hold_a_port() -> socket.socket:
-    """Takes a port that stays ours while the server is down.
-
-    A socket that is bound but does not listen blocks all other sockets, outgoing connections too. One with
-    SO_REUSEADDR, as gRPC's, may listen beside it.
-    """
-    holder = socket.socket()
-    holder.bind(("127.0.0.1", 0))
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    return holder
 
 
 def memory(pid: int, name: str) -> int:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from forked import ForkedProcess, fork_server
-from servers import hold_a_port
+from ports import hold_a_port
 
 # How long anything may take before the run fails; what is measured is recorded, not bounded.
 TIMEOUT_SECONDS = 300.0

@@ -31,7 +31,8 @@ from fedround_server.engine.cluster.cluster import Cluster
 from fedround_server.engine.cluster.engine import RayEngine, is_large
 from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import AggregationJob
-from servers import MODULE, Server, descendants, hold_a_port
+from ports import hold_a_port
+from servers import MODULE, Server, descendants
 from unit.paths import Paths, at
 
 pytestmark = [

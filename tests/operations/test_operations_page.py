@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import hold_a_port
+from ports import hold_a_port
 
 PAGE = Path(__file__).parents[2] / "docs/operations.md"
 BLOCKS = dict(re.findall(r"<!-- run: (\w+) -->\n```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))

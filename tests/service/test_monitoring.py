@@ -18,7 +18,8 @@ from safetensors.numpy import save
 from calls import Person, download, fails_with, model_file, until
 from fedround.v1 import round_pb2, server_pb2, server_pb2_grpc, training_pb2
 from forked import fork_server
-from servers import Server, hold_a_port
+from ports import hold_a_port
+from servers import Server
 
 ROOT = Path(__file__).parents[2]
 SERVICE = "fedround.v1.RoundService"

@@ -18,7 +18,7 @@ from fedround_server.engine.cluster.engine import LARGE_BYTES, RayEngine
 from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import AggregationJob
 from fedround_server.engine.process import ATTEMPTS, WorkerLost
-from servers import hold_a_port
+from ports import hold_a_port
 from unit.paths import Paths
 
 
