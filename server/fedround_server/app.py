@@ -31,9 +31,9 @@ from fedround_server.engine.process import allow_many_files
 from fedround_server.failpoints import reached
 from fedround_server.grpc_server import METHOD_NAMES, GrpcServer
 from fedround_server.host import allocator
-from fedround_server.host.folder import make_narrow, make_private
+from fedround_server.host.folder import make_durable, make_narrow
 from fedround_server.host.secret_file import read_id, write_secret
-from fedround_server.host.sync import skip_syncs, sync_folder
+from fedround_server.host.sync import skip_syncs
 from fedround_server.methods import check_methods
 from fedround_server.metrics_port import metrics_port
 from fedround_server.store import Store
@@ -64,9 +64,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
     if settings.no_sync:
         log.warning("no_sync: a crash of the machine loses what the server has accepted")
         skip_syncs()
-    if not settings.data_dir.exists():
-        make_private(settings.data_dir)
-        sync_folder(settings.data_dir.absolute().parent)
+    make_durable(settings.data_dir)
     with ExitStack() as stack:
         stack.enter_context(processes.lock(settings.data_dir))
         _restrict(settings.data_dir)

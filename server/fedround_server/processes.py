@@ -21,7 +21,7 @@ import structlog
 
 from fedround_server.config import Settings, replica_name
 from fedround_server.host.file_lock import locked_folder
-from fedround_server.host.folder import make_private
+from fedround_server.host.folder import make_durable, make_private
 from fedround_server.host.service_manager import notify
 from fedround_server.host.sync import sync_folder
 
@@ -124,9 +124,7 @@ class Supervisor:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
         settings = self._settings
-        if not settings.data_dir.exists():
-            make_private(settings.data_dir)
-            sync_folder(settings.data_dir.absolute().parent)
+        make_durable(settings.data_dir)
         with locked_folder(settings.data_dir) as locks, _reserved(*settings.address) as address:
             self._locks, self._address = locks, address
             check_journals(settings.data_dir, settings.processes)

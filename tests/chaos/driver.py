@@ -29,7 +29,7 @@ from chaos.points import STEPS, kill_points
 from chaos.power_loss import lose_power
 from chaos.random_submissions import SMALL
 from chaos.random_training import RandomTraining
-from chaos.retrying_client import RetryingClient, UnexpectedError
+from chaos.retrying_client import RetryingClient, attempt
 from chaos.server_process import TIMEOUT_SECONDS, RestartableServer, ServerProcess
 from chaos.user_actions import USER_ACTIONS, action_for
 from postgres import Postgres, create_database
@@ -242,7 +242,7 @@ class Campaign:
                 return
             training: RandomTraining | None = RandomTraining(client, f"{self._seed} {number} {count}")
             while training is not None and not self._ending.is_set():
-                self._try(client, training.run)
+                attempt(client, training.run)
                 training = training.successor()
 
     def _run_actions(self, client: RetryingClient) -> None:
@@ -251,7 +251,7 @@ class Campaign:
                 return
             run = action_for(self._target_point)
             if run is not None:
-                self._try(client, lambda run=run, seed=str(number): run(client, seed))
+                attempt(client, lambda run=run, seed=str(number): run(client, seed))
 
     def _on_answer(self) -> None:
         """Records when each server first answers: then it has recovered."""
@@ -259,15 +259,6 @@ class Campaign:
         if process is not None and process.answered is None:
             process.answered = time.monotonic()
             self._tally.recoveries.append(process.answered - process.start_time)
-
-    def _try(self, client: RetryingClient, run: Callable[[], object]) -> None:
-        try:
-            run()
-        except UnexpectedError:
-            pass  # it is in the history, and the check finds it there
-        except Exception as error:
-            client.history.add("unexpected", reason=repr(error), message="in the driver itself")
-            raise
 
     def _check(self, history: History, server: RestartableServer) -> list[Violation]:
         facts = load(self._database, server.data_dir)

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from chaos.invariants import check
 from chaos.points import all_points
 from chaos.random_training import RandomTraining
 from chaos.replica_process import Replica
-from chaos.retrying_client import RetryingClient, UnexpectedError
+from chaos.retrying_client import RetryingClient, attempt
 from chaos.server_process import TIMEOUT_SECONDS, RestartableServer
 from chaos.user_actions import USER_ACTIONS, action_for, damages
 from fedround_server import objects
@@ -219,7 +218,7 @@ class ReplicaCampaign:
         for count in itertools.count():
             if self._ending.is_set():
                 return
-            self._try(client, RandomTraining(client, f"{seed} {count}").run)
+            attempt(client, RandomTraining(client, f"{seed} {count}").run)
 
     def _run_actions(self, client: RetryingClient, seed: str) -> None:
         """Does one rare thing after the other; damages nothing, since files are in the object store."""
@@ -232,16 +231,7 @@ class ReplicaCampaign:
             run = action_for(point) if draw.random() < 0.5 else None
             if run in (None, damages):
                 run = draw.choice(actions)
-            self._try(client, lambda run=run, count=count: run(client, f"{seed} {count}"))
-
-    def _try(self, client: RetryingClient, run: Callable[[], object]) -> None:
-        try:
-            run()
-        except UnexpectedError:
-            pass  # it is in the history, and the check finds it there
-        except Exception as error:
-            client.history.add("unexpected", reason=repr(error), message="in the campaign itself")
-            raise
+            attempt(client, lambda run=run, count=count: run(client, f"{seed} {count}"))
 
     def _check(self, history: History) -> list[str]:
         copy = self._folder / "copy"

@@ -176,6 +176,17 @@ class RetryingClient:
         return CallError(details.reason, details.message)
 
 
+def attempt(client: RetryingClient, run: Callable[[], object]) -> None:
+    """Runs what makes calls by a client; what it does not expect of them is in the history."""
+    try:
+        run()
+    except UnexpectedError:
+        pass  # it is in the history, and the check finds it there
+    except Exception as error:
+        client.history.add("unexpected", reason=repr(error), message="in the campaign itself")
+        raise
+
+
 def _endless(requests: Iterable[Any]) -> Iterator[Any]:
     """The requests, and then nothing for a while: who sends them has not ended the stream when it hangs up."""
     yield from requests

@@ -15,8 +15,8 @@ from fedround_server.domain.replica import UserPresence
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 from fedround_server.store.db import replica_session
-from fedround_server.store.db.lease import DatabaseClock, Lease, elapsed, lease
-from fedround_server.store.db.replica_session import LOOK, NOW, Look, ReplicaSession
+from fedround_server.store.db.lease import NOW, DatabaseClock, Lease, elapsed, lease
+from fedround_server.store.db.replica_session import LOOK, Look, ReplicaSession
 from fedround_server.store.queries import replica
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)

@@ -14,7 +14,8 @@ from contracts.world import World
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store import Store
 from fedround_server.store.db import migrate
-from fedround_server.store.db.replica_session import NOW, Outdated
+from fedround_server.store.db.lease import NOW
+from fedround_server.store.db.replica_session import Outdated
 from later_version import CONTRACT, EXPAND, NEXT, write_migrations
 
 OWN = NEXT - 1

@@ -11,7 +11,7 @@ from contracts.coordination import coordinating
 from fedround_server.coordinator.housekeeping import RECONCILIATION_INTERVAL
 from fedround_server.store import Store
 from fedround_server.store.db import server_lock
-from fedround_server.store.db.replica_session import NOW
+from fedround_server.store.db.lease import NOW
 from fedround_server.store.db.server_lock import LOCK_KEY, ServerLock
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)

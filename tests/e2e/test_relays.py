@@ -154,6 +154,12 @@ def flat(server: Server, **spec: Any) -> tuple[list[str], list[fr.Client]]:
         return [one.sha256 for one in actor.model_versions(training.model_id)]
 
 
+def failures(tree: Tree, training: Training) -> dict[str, str]:
+    """The reasons of those that failed in the first round."""
+    round_ = tree.actor.get_round(training.training_id, 0)
+    return {each.user_id: each.failure.reason for each in round_.participants if each.HasField("failure")}
+
+
 def means(actor: fr.Client, model_id: str) -> list[tuple[str, int, float]]:
     return [
         (str(one.kind), one.num_examples, one.metrics["loss"]) for one in actor.metrics(model_id) if not one.reporter_id
@@ -217,9 +223,7 @@ def test_a_round_goes_on_without_a_relay_that_has_no_clients(tree: Tree) -> None
     one.start()
     training = tree.begin(target_num_updates=1)
     tree.digests(training)
-    round_ = tree.actor.get_round(training.training_id, 0)
-    failures = {each.user_id: each.failure.reason for each in round_.participants if each.HasField("failure")}
-    assert failures == {tree.ids[1]: "NO_PARTICIPANTS"}
+    assert failures(tree, training) == {tree.ids[1]: "NO_PARTICIPANTS"}
 
 
 def test_the_clients_of_a_relay_end_before_the_deadline_of_the_parent(tree: Tree) -> None:
@@ -231,9 +235,7 @@ def test_the_clients_of_a_relay_end_before_the_deadline_of_the_parent(tree: Tree
     until(lambda: other.trainings)
     # All clients of the other one are late, and it reports that they have missed their deadline.
     tree.digests(training)
-    round_ = tree.actor.get_round(training.training_id, 0)
-    failures = {each.user_id: each.failure.reason for each in round_.participants if each.HasField("failure")}
-    assert failures == {tree.ids[1]: "DEADLINE_MISSED"}
+    assert failures(tree, training) == {tree.ids[1]: "DEADLINE_MISSED"}
 
 
 def test_a_round_that_the_parent_closes_is_stopped_at_the_relay(tree: Tree) -> None:

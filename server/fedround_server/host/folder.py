@@ -3,6 +3,8 @@
 import stat
 from pathlib import Path
 
+from fedround_server.host.sync import sync_folder
+
 PRIVATE = 0o700
 TOO_WIDE = stat.S_IWGRP | stat.S_IRWXO
 """What nobody but the owner may do with the data: PostgreSQL lets a group read its own, for backups."""
@@ -15,6 +17,13 @@ def make_private(folder: Path) -> None:
     make_private(folder.parent)
     folder.mkdir(mode=PRIVATE, exist_ok=True)
     folder.chmod(PRIVATE)
+
+
+def make_durable(folder: Path) -> None:
+    """Makes a folder as `make_private` does, and forces its entry to disk, if it is missing."""
+    if not folder.exists():
+        make_private(folder)
+        sync_folder(folder.absolute().parent)
 
 
 def make_narrow(folder: Path) -> bool:

@@ -9,6 +9,8 @@ LEASE_SECONDS = 15.0
 RENEWAL_SECONDS = 5.0
 FRESH_SECONDS = 3.0
 """How old what a replica knows of changes of credentials may be, while it relies on it."""
+NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+"""The time in SQL, as `InstantField` stores it."""
 LOST = "this server has lost its lease on the database: try again, or call another replica"
 
 

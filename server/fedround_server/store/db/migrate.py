@@ -16,6 +16,7 @@ import peewee
 from playhouse.migrations import Migration, Runner
 
 from fedround_server.store.db.connection import Connections, first_error
+from fedround_server.store.db.lease import NOW
 
 log = logging.getLogger(__name__)
 # It logs one line for each migration.
@@ -29,10 +30,9 @@ PATIENCE_SECONDS = 300.0
 PAUSE_SECONDS = 0.5
 LOCKED = ("55P03", "40P01")
 """The codes of PostgreSQL for a lock that is not available, and for a deadlock."""
-OLDER_REPLICAS = """
-SELECT name, version, expire_time > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-FROM replica WHERE schema_version < %s ORDER BY name FOR UPDATE
-"""
+OLDER_REPLICAS = f"""
+SELECT name, version, expire_time > {NOW} FROM replica WHERE schema_version < %s ORDER BY name FOR UPDATE
+"""  # noqa: S608 -- a constant
 
 
 @dataclass(frozen=True, slots=True)

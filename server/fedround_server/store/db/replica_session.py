@@ -16,7 +16,7 @@ from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.replica import Replica
 from fedround_server.failpoints import reached
 from fedround_server.store.db.connection import KEEPALIVES, NETWORK, in_one_line, postgres_settings
-from fedround_server.store.db.lease import LEASE_SECONDS, RENEWAL_SECONDS, DatabaseClock, Lease, elapsed
+from fedround_server.store.db.lease import LEASE_SECONDS, NOW, RENEWAL_SECONDS, DatabaseClock, Lease, elapsed
 from fedround_server.store.tables.base import InstantField
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ SETTINGS = {"application_name": "fedround replica", **NETWORK}
 RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 KEPT_CHANGES = 1000
 """How many changes of credentials are kept: a replica that has missed more looks all callers up."""
-NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 LEASE = int(LEASE_SECONDS * 1_000_000)
 DEAD = 60_000_000
 """Microseconds after the end of its lease when the row of a replica is removed."""

@@ -15,8 +15,7 @@ from fedround_server.store.db.connection import (
     postgres_settings,
     session_key,
 )
-from fedround_server.store.db.lease import LEASE_SECONDS
-from fedround_server.store.db.replica_session import NOW
+from fedround_server.store.db.lease import LEASE_SECONDS, NOW
 
 # Any constants that no other application of the database uses. The first is held by all servers: exclusively by those
 # of versions before there were replicas.

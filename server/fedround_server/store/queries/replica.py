@@ -7,8 +7,7 @@ from datetime import datetime
 from peewee import SQL, Expression, fn
 
 from fedround_server.domain.replica import UserPresence
-from fedround_server.store.db.lease import lease
-from fedround_server.store.db.replica_session import NOW
+from fedround_server.store.db.lease import NOW, lease
 from fedround_server.store.tables.base import InstantField, database_proxy
 from fedround_server.store.tables.replica_schema import PresenceRow, ReplicaRow
 from fedround_server.store.tables.schema import ParticipantRow, RoundRow, TrainingRow
