@@ -4,7 +4,7 @@ On PostgreSQL both transactions have begun before either goes on. SQLite has one
 A deadlock is no outcome: its victim would find the database unavailable.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -57,17 +57,17 @@ async def race(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         barrier = Barrier()
         run = Transactions._run_in_transaction
 
-        def waits(self: Transactions, calls: Sequence[Call]) -> Any:
+        def waits(self: Transactions, calls: list[Call], _together: bool) -> Any:
             (call,) = calls
 
             def behind() -> Any:
                 barrier.wait()
                 return call.verb()
 
-            return run(self, [replace(call, verb=behind)])
+            return run(self, [replace(call, verb=behind)], False)
 
         # Each waits in a transaction of its own.
-        monkeypatch.setattr("fedround_server.store.db.run.MAX_GROUP", 1)
+        monkeypatch.setattr(Call, "group", property(lambda self: self))
         monkeypatch.setattr(Transactions, "_run_in_transaction", waits)
     with Store(database or tmp_path / "fedround.db") as store:
         async with coordinating(store, tmp_path / "files") as coordination:

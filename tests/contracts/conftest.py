@@ -1,7 +1,7 @@
 """A store on each database."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ def verbs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     run = Transactions._run
 
-    def noted(self: Transactions, calls: Sequence[Call]) -> Any:
+    def noted(self: Transactions, calls: list[Call], together: bool) -> Any:
         found.extend(call.name for call in calls)
-        return run(self, calls)
+        return run(self, calls, together)
 
     monkeypatch.setattr(Transactions, "_run", noted)
     return found

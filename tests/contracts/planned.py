@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,10 +50,10 @@ def planning(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     thread = threading.local()
     run, execute = Transactions._run, peewee.Database.execute_sql
 
-    def named(transactions: Transactions, calls: Sequence[Call]) -> Any:
+    def named(transactions: Transactions, calls: list[Call], together: bool) -> Any:
         thread.verb = calls[0].name
         try:
-            return run(transactions, calls)
+            return run(transactions, calls, together)
         finally:
             thread.verb = ""
 

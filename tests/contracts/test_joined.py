@@ -11,11 +11,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import peewee
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregations import FED_AVG
+from calls import until
 from contracts.audits import chain_of, check
 from contracts.test_growth import Meter
 from contracts.world import World, new_id, update
@@ -362,9 +364,9 @@ async def test_if_the_database_is_lost_none_is_accepted_and_none_runs_again(
                 yield
             raise peewee.OperationalError("the server closed the connection")
 
-    def noted(self: Transactions, calls: Any) -> Any:
+    def noted(self: Transactions, calls: Any, together: bool) -> Any:
         runs.append(len(calls))
-        return run(self, calls)
+        return run(self, calls, together)
 
     with monkeypatch.context() as patch:
         patch.setattr(Transactions, "begin", fails)
@@ -375,6 +377,42 @@ async def test_if_the_database_is_lost_none_is_accepted_and_none_runs_again(
     # Each may take as long as a connection may.
     assert len(asked) <= 2
     assert (await store.trainings.get(training.training_id, actor)).updates_arrived == 0
+
+
+async def test_those_that_come_while_the_training_is_locked_share_one_transaction(
+    world: World, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not store._database.is_postgres:
+        pytest.skip("SQLite has one writer, and its calls wait before their transaction")
+    actor, users, training = await world.running(9)
+    begun: list[None] = []
+    begin_one = Transactions.begin
+
+    def noted(self: Transactions) -> Any:
+        begun.append(None)
+        return begin_one(self)
+
+    with psycopg.connect(store._database._url) as other, monkeypatch.context() as patch:
+        other.execute("SELECT * FROM training WHERE training_id = %s FOR UPDATE", (training.training_id,))
+        patch.setattr(Transactions, "begin", noted)
+        calls = [submit(world, training, users, Submit(0))]
+        await asyncio.to_thread(wait_for_a_lock, store._database._url)
+        calls += [submit(world, training, users, Submit(user)) for user in range(1, 8)]
+        await asyncio.sleep(0)
+        assert begun == [None]
+        other.commit()
+        outcomes = await asyncio.gather(*calls)
+        assert begun == [None]
+    assert [closed for _, closed in outcomes] == [False] * 8
+    assert (await store.trainings.get(training.training_id, actor)).updates_arrived == 8
+    await check(store)
+
+
+def wait_for_a_lock(url: str) -> None:
+    """Waits until a session waits for the lock of another one."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(url, autocommit=True) as connection:
+        until(lambda: connection.execute(waiting).fetchone() == (1,))
 
 
 async def test_many_at_once_are_accepted_in_one_order(world: World, store: Store) -> None:

@@ -1,7 +1,7 @@
 """Finds verbs that change rows without an audit record."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,9 +46,9 @@ def unrecorded_changes(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             thread.statements.append(sql)
         return cursor
 
-    def checked(transactions: Transactions, calls: Sequence[Call]) -> Any:
+    def checked(transactions: Transactions, calls: list[Call], together: bool) -> Any:
         thread.statements = []
-        answer = run(transactions, calls)
+        answer = run(transactions, calls, together)
         if not any('INTO "audit"' in sql for sql in thread.statements):
             unrecorded.extend(thread.statements)
         return answer

@@ -5,7 +5,7 @@ On both databases, calls of a verb that is joined (`Joint`) share their statemen
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass
@@ -24,6 +24,8 @@ from fedround_server.store.db.connection import Connections, unavailable
 log = logging.getLogger(__name__)
 Change = tuple[Any, Sequence[AuditRecord]]
 """The result of a call, and the records of what it has changed."""
+Arguments = tuple[Any, ...]
+"""The arguments of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,14 @@ class Joint:
     Attributes:
         key: Equal for the calls that may be.
         args: The arguments of the call.
-        run: Is given the arguments of such calls, runs the first ones, as many as it can, and returns their changes.
-            They are the same as if each call had been run by itself, in this order.
+        run: Is given the arguments of such calls, and a function that returns those of more calls, which have come
+            meanwhile: it is called at most once, when what they change is locked. Runs the first ones, as many as it
+            can, and returns their changes. They are the same as if each call had been run by itself, in this order.
     """
 
     key: Hashable
-    args: tuple[Any, ...]
-    run: Callable[[Sequence[tuple[Any, ...]]], Sequence[Change]]
+    args: Arguments
+    run: Callable[[Sequence[Arguments], Callable[[], Sequence[Arguments]]], Sequence[Change]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +71,11 @@ class Call:
         return self if self.joint is None else self.joint.key
 
 
+def none(_calls: Sequence[Call]) -> Sequence[Call]:
+    """Returns no calls."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The result of a call, and what it has changed; or its error."""
@@ -77,16 +85,32 @@ class Outcome:
     records: Sequence[AuditRecord] = ()
 
 
+Run = Callable[[list[Call], bool], Sequence[Outcome]]
+"""Runs a call alone, or the first ones of several together; returns their outcomes, none if that is not possible."""
+
+
 class Transactions:
     """Transactions of one database."""
 
-    def __init__(self, database: Connections, now: Callable[[], datetime]) -> None:
-        """Connects nothing yet; `now` returns the time of entries of the audit log."""
+    def __init__(
+        self,
+        database: Connections,
+        now: Callable[[], datetime],
+        more: Callable[[Sequence[Call]], Sequence[Call]] = none,
+    ) -> None:
+        """Connects nothing yet.
+
+        Args:
+            database: The connections.
+            now: Returns the time of entries of the audit log.
+            more: Returns calls that can be run together with some, and have come after these.
+        """
         self._database = database
         self._now = now
+        self._more = more
         self._is_sqlite = isinstance(database, peewee.SqliteDatabase)
 
-    def run(self, calls: Sequence[Call]) -> Sequence[Outcome]:
+    def run(self, calls: Sequence[Call]) -> Sequence[tuple[Call, Outcome]]:
         """Runs calls; those of SQLite share one transaction and one commit.
 
         Each call of a group has a savepoint. A call that raises is undone by its savepoint and changes nothing for the
@@ -95,25 +119,25 @@ class Transactions:
 
         Calls of a joined verb that follow each other have one savepoint, on PostgreSQL one transaction, as far as they
         can be run together. If that fails, nothing was changed, and each runs again by itself, as long as the database
-        answers.
+        answers. On PostgreSQL, calls that come while the first ones wait for a lock are run with them.
 
         Returns:
-            The outcomes, in the order of the calls; all that changed something are committed.
+            All calls that were run, with their outcomes; all that changed something are committed.
         """
         if not self._is_sqlite or len(calls) == 1:
-            return list(_in_order(calls, self._run_in_transaction))
-        outcomes: list[Outcome] = []
+            return list(self._in_order(calls, self._run_in_transaction))
+        found: list[tuple[Call, Outcome]] = []
         begun = False
         try:
             with unavailable(), self.begin():
                 begun = True
-                outcomes.extend(_in_order(calls, self._run_in_savepoint))
+                found.extend(self._in_order(calls, self._run_in_savepoint))
         except BaseException as error:
-            if begun and len(outcomes) < len(calls):
-                return [self._run_in_transaction([call])[0] for call in calls]
-            return [Outcome(error=error)] * len(calls)
-        _mark_committed(calls, outcomes)
-        return outcomes
+            if begun and len(found) < len(calls):
+                return [(call, self._run_in_transaction([call], False)[0]) for call in calls]
+            return [(call, Outcome(error=error)) for call in calls]
+        _mark_committed(found)
+        return found
 
     @contextmanager
     def begin(self) -> Iterator[None]:
@@ -127,79 +151,96 @@ class Transactions:
             with self._database.connection_context(), self._database.atomic():
                 yield
 
-    def _run_in_transaction(self, calls: Sequence[Call]) -> Sequence[Outcome]:
-        outcomes = self._try_in_transaction(calls)
+    def _run_in_transaction(self, calls: list[Call], together: bool) -> Sequence[Outcome]:
+        outcomes = self._try_in_transaction(calls, together)
         if any(isinstance(outcome.error, peewee.IntegrityError) for outcome in outcomes):
             # Another transaction inserted the same key after this one had looked for it: now the verb will find it.
-            outcomes = self._try_in_transaction(calls)
-        _mark_committed(calls, outcomes)
+            outcomes = self._try_in_transaction(calls, together)
+        _mark_committed(zip(calls, outcomes, strict=False))
         return outcomes
 
-    def _try_in_transaction(self, calls: Sequence[Call]) -> Sequence[Outcome]:
+    def _try_in_transaction(self, calls: list[Call], together: bool) -> Sequence[Outcome]:
         outcomes: Sequence[Outcome] = ()
         try:
             with unavailable(), self.begin():
-                outcomes = self._run(calls)
+                outcomes = self._run(calls, together)
         except BaseException as error:
-            if not outcomes:
+            if together and not outcomes:
                 _warn(calls, error)
             # If the commit has failed, it is not known whether it was made: calls that had outcomes do not run again.
-            failed = outcomes if outcomes or len(calls) > 1 else calls
+            failed = outcomes if outcomes or together else calls
             return [Outcome(error=error)] * len(failed)
         return outcomes
 
-    def _run_in_savepoint(self, calls: Sequence[Call]) -> Sequence[Outcome]:
+    def _run_in_savepoint(self, calls: list[Call], together: bool) -> Sequence[Outcome]:
         outcomes: Sequence[Outcome] = ()
         self._database.execute_sql("SAVEPOINT verb")
         try:
             with unavailable():
-                outcomes = self._run(calls)
+                outcomes = self._run(calls, together)
         except BaseException as error:
             # Both fail if the database has ended the transaction.
             self._database.execute_sql("ROLLBACK TO verb")
+            if not together:
+                return [Outcome(error=error)]
             _warn(calls, error)
-            return [Outcome(error=error)] if len(calls) == 1 else ()
+            return ()
         self._database.execute_sql("RELEASE verb")
         return outcomes
 
-    def _run(self, calls: Sequence[Call]) -> Sequence[Outcome]:
-        """Runs a call, or the first ones of several that may be run together; returns their outcomes."""
+    def _run(self, calls: list[Call], together: bool) -> Sequence[Outcome]:
+        """Runs a call, or the first ones of several together; returns their outcomes.
+
+        On PostgreSQL, those that can be run together with several are appended to these if they come meanwhile.
+        """
         for call in calls:
             reached(f"{call.name}.begun")
-        changes = _run_alone(calls[0]) if len(calls) == 1 else _run_together(calls)
+        changes = self._run_together(calls) if together else _run_alone(calls[0])
         done = list(zip(calls, changes, strict=False))
         write([(call.user_id, records) for call, (_, records) in done], self._now)
         for call, _ in done:
             reached(f"{call.name}.written")
         return [Outcome(result, records=records) for result, records in changes]
 
+    def _run_together(self, calls: list[Call]) -> Sequence[Change]:
+        joints = [call.joint for call in calls if call.joint is not None]
 
-def _in_order(calls: Sequence[Call], run: Callable[[Sequence[Call]], Sequence[Outcome]]) -> Iterator[Outcome]:
-    """Yields the outcomes of calls; those that may be run together are, up to one that cannot."""
-    for _, group in groupby(calls, key=lambda call: call.group):
-        left = list(group)
-        while left:
-            outcomes = run(left)
-            if not outcomes:
-                # What keeps the first one from it often holds for the others, too: the round is closed, for example.
-                outcomes = _one_by_one(left, run)
-            elif len(outcomes) < len(left):
-                outcomes = [*outcomes, *run([left[len(outcomes)]])]
-            yield from outcomes
-            left = left[len(outcomes) :]
+        def more() -> Sequence[Arguments]:
+            others = self._more(calls)
+            calls.extend(others)
+            for call in others:
+                reached(f"{call.name}.begun")
+            return [call.joint.args for call in others if call.joint is not None]
+
+        return joints[0].run([joint.args for joint in joints], more)
+
+    def _in_order(self, calls: Sequence[Call], run: Run) -> Iterator[tuple[Call, Outcome]]:
+        """Yields calls with their outcomes; those that may be run together are, up to one that cannot."""
+        for _, group in groupby(calls, key=lambda call: call.group):
+            left = list(group)
+            while left:
+                # A call that waits for a lock may not stay the only one.
+                together = len(left) > 1 or (left[0].joint is not None and not self._is_sqlite)
+                outcomes = run(left, together)
+                if not outcomes:
+                    # What keeps the first one from it often holds for the others, too: a closed round, for example.
+                    outcomes = _one_by_one(left, run)
+                elif len(outcomes) < len(left):
+                    outcomes = [*outcomes, *run([left[len(outcomes)]], False)]
+                yield from zip(left, outcomes, strict=False)
+                left = left[len(outcomes) :]
 
 
 def _warn(calls: Sequence[Call], error: BaseException) -> None:
     """Tells the operator of an error that no caller is answered with, since each call is run again by itself."""
-    if len(calls) > 1:
-        log.warning("%d calls of %s fail together, and are run one by one: %r", len(calls), calls[0].name, error)
+    log.warning("%d calls of %s fail together, and are run one by one: %r", len(calls), calls[0].name, error)
 
 
-def _one_by_one(calls: Sequence[Call], run: Callable[[Sequence[Call]], Sequence[Outcome]]) -> list[Outcome]:
+def _one_by_one(calls: Sequence[Call], run: Run) -> list[Outcome]:
     """Returns the outcomes of calls that are each run by itself, until the database does not answer one."""
     outcomes: list[Outcome] = []
     for call in calls:
-        outcomes += run([call])
+        outcomes += run([call], False)
         if isinstance(outcomes[-1].error, StoreUnavailable):
             # The others would wait for a connection one after the other, and all callers for the last one.
             break
@@ -212,26 +253,19 @@ def _run_alone(call: Call) -> Sequence[Change]:
     return [(result, records)]
 
 
-def _run_together(calls: Sequence[Call]) -> Sequence[Change]:
-    joints = [call.joint for call in calls if call.joint is not None]
-    return joints[0].run([joint.args for joint in joints])
-
-
 def answer(
-    calls: Sequence[Call],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[tuple[Call, Outcome]],
     count: Callable[[], None],
     tell: Callable[[Sequence[AuditRecord]], None],
 ) -> None:
     """Gives calls their outcomes; wakes their event loop once for all, as that takes as long as a statement.
 
     Args:
-        calls: The calls.
-        outcomes: Their outcomes.
+        outcomes: The calls with their outcomes.
         count: Called in the event loop of the first call, before it gets its outcome.
         tell: Called in the event loop and the context of each call that has changed something, with what that is.
     """
-    for loop, some in groupby(zip(calls, outcomes, strict=True), key=lambda pair: pair[0].answer.get_loop()):
+    for loop, some in groupby(outcomes, key=lambda pair: pair[0].answer.get_loop()):
         # In a closed loop no caller waits.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(_set_answers, list(some), count, tell)
@@ -262,7 +296,7 @@ def _set_answers(
             call.context.run(tell, outcome.records)
 
 
-def _mark_committed(calls: Sequence[Call], outcomes: Sequence[Outcome]) -> None:
-    for call, outcome in zip(calls, outcomes, strict=False):
+def _mark_committed(outcomes: Iterable[tuple[Call, Outcome]]) -> None:
+    for call, outcome in outcomes:
         if outcome.error is None:
             reached(f"{call.name}.committed")

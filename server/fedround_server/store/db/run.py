@@ -3,9 +3,7 @@
 import asyncio
 import functools
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -24,6 +22,7 @@ from fedround_server.store.db.group_commit import Call, Change, Joint, Transacti
 from fedround_server.store.db.lease import DatabaseClock, lease
 from fedround_server.store.db.replica_session import Listener, ReplicaSession
 from fedround_server.store.db.server_lock import ServerLock
+from fedround_server.store.db.waiting_calls import WaitingCalls
 from fedround_server.store.tables.base import database_proxy
 
 log = logging.getLogger(__name__)
@@ -69,10 +68,8 @@ class Database:
         self._server_lock = ServerLock(str(url), files_id, journal_id) if self.is_postgres else None
         self.clock = DatabaseClock()
         self._session: ReplicaSession | None = None
-        self._transactions = Transactions(self._peewee, now or self.clock.now)
-        self._waiting: deque[Call] = deque()
-        # PostgreSQL's threads take calls from the middle.
-        self._waiting_lock = threading.Lock()
+        self._waiting = WaitingCalls()
+        self._transactions = Transactions(self._peewee, now or self.clock.now, self._more)
         self._batches: dict[str, Batch[Any, Any]] = {}
         threads = connection.POSTGRES_THREADS if self.is_postgres else 1
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="store")
@@ -132,8 +129,7 @@ class Database:
         lease.check()
         answered: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         call = Call(verb, name, acting.get(), answered, copy_context(), joint)
-        with self._waiting_lock:
-            self._waiting.append(call)
+        self._waiting.add(call)
         self._executor.submit(self._serve)
         return await answered
 
@@ -164,27 +160,38 @@ class Database:
             self._peewee.execute_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
     def _serve(self) -> None:
-        """Runs the next verb that waits with those that it can be run together with, on SQLite all that wait."""
-        with self._waiting_lock:
-            taken = self._take()
+        """Runs the verbs of the next transaction, if any wait that no other thread runs."""
+        if calls := self._take():
+            try:
+                self._run(calls)
+            finally:
+                if self._waiting.finish(calls):
+                    self._serve_again()
+
+    def _serve_again(self) -> None:
+        """Has a thread run the calls that came while others of their group were run."""
+        try:
+            self._executor.submit(self._serve)
+        except RuntimeError:
+            # The executor is being shut down, and waits for what this thread does.
+            self._serve()
+
+    def _take(self) -> list[Call]:
+        """Takes the calls of one transaction: of SQLite all that wait, of PostgreSQL those that share statements."""
+        return self._waiting.take_group(MAX_GROUP) if self.is_postgres else self._waiting.take_all(MAX_GROUP)
+
+    def _more(self, calls: Sequence[Call]) -> Sequence[Call]:
+        """Takes calls that can be run together with some, and came after these."""
+        others = self._waiting.take_more(calls, MAX_GROUP) if self.is_postgres else []
+        return [call for call in others if not call.answer.cancelled()]
+
+    def _run(self, taken: Sequence[Call]) -> None:
         if calls := [call for call in taken if not call.answer.cancelled()]:
             begun = time.perf_counter()
             outcomes = self._transactions.run(calls)
             seconds = time.perf_counter() - begun
-            committed = any(outcome.error is None for outcome in outcomes)
-            answer(calls, outcomes, functools.partial(self._count, seconds if committed else None), self._tell)
-
-    def _take(self) -> list[Call]:
-        """Takes calls from those that wait; those that can be run together follow each other."""
-        groups: dict[Hashable, list[Call]] = {}
-        for _ in range(min(len(self._waiting), MAX_GROUP)):
-            call = self._waiting.popleft()
-            groups.setdefault(call.group, []).append(call)
-        taken = list(groups.values())
-        if self.is_postgres:
-            taken, others = taken[:1], taken[1:]
-            self._waiting.extendleft(call for group in reversed(others) for call in reversed(group))
-        return [call for group in taken for call in group]
+            committed = any(outcome.error is None for _, outcome in outcomes)
+            answer(outcomes, functools.partial(self._count, seconds if committed else None), self._tell)
 
     def _count(self, seconds: float | None) -> None:
         """Counts a transaction by how long it took; None for one that was rolled back."""
@@ -225,7 +232,8 @@ def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self
 
 
 def joined(
-    together: Callable[[Sequence[tuple[*Ts]]], Sequence[Change]], key: Callable[[*Ts], Hashable]
+    together: Callable[[Sequence[tuple[*Ts]], Callable[[], Sequence[tuple[*Ts]]]], Sequence[Change]],
+    key: Callable[[*Ts], Hashable],
 ) -> Callable[[Callable[[Self, *Ts], R]], Callable[[Self, *Ts], Coroutine[Any, Any, R]]]:
     """Returns a decorator like `verb`, of a method whose calls that wait at the same time share their statements.
 

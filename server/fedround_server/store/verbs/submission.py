@@ -39,12 +39,16 @@ def _round_of(_: str, new: New, _now: datetime) -> tuple[str, int]:
     return new.training_id, new.round
 
 
-def _submit_updates(submitted: Sequence[tuple[str, NewUpdate, datetime]]) -> Sequence[Change]:
-    return _submit_together(submitted, to_update)
+def _submit_updates(
+    submitted: Sequence[tuple[str, NewUpdate, datetime]], more: Callable[[], Sequence[tuple[str, NewUpdate, datetime]]]
+) -> Sequence[Change]:
+    return _submit_together(submitted, more, to_update)
 
 
-def _submit_reports(submitted: Sequence[tuple[str, NewReport, datetime]]) -> Sequence[Change]:
-    return _submit_together(submitted, to_report)
+def _submit_reports(
+    submitted: Sequence[tuple[str, NewReport, datetime]], more: Callable[[], Sequence[tuple[str, NewReport, datetime]]]
+) -> Sequence[Change]:
+    return _submit_together(submitted, more, to_report)
 
 
 class SubmissionVerbs(Verbs):
@@ -153,18 +157,23 @@ def _submit(new: New, update_id: str, now: datetime) -> tuple[UpdateRow, bool]:
     return row, _closes(training, current, now)
 
 
-def _submit_together(submitted: Sequence[Submitted], read: Callable[[UpdateRow], Any]) -> Sequence[Change]:
+def _submit_together(
+    first: Sequence[Submitted], more: Callable[[], Sequence[Submitted]], read: Callable[[UpdateRow], Any]
+) -> Sequence[Change]:
     """Accepts the first ones of some submissions to a round, of members that have neither submitted nor failed in it.
+
+    Those that come while the training is locked by another transaction are behind the first ones.
 
     The first one that is anything else is left to `_submit`, with those behind it; and so are all behind one that may
     close the round.
     """
-    _, first, _ = submitted[0]
-    training = lock_training(first.training_id)
-    current = None if training is None else find_round(first.training_id, first.round)
-    if training is None or current is None or not submission.takes_newcomers(training, current, first.submission):
+    _, new, _ = first[0]
+    training = lock_training(new.training_id)
+    current = None if training is None else find_round(new.training_id, new.round)
+    if training is None or current is None or not submission.takes_newcomers(training, current, new.submission):
         return []
-    newcomers = find_newcomers(first.training_id, first.round, [new.user_id for _, new, _ in submitted])
+    submitted = [*first, *more()]
+    newcomers = find_newcomers(new.training_id, new.round, [other.user_id for _, other, _ in submitted])
     rows, events, changes = [], [], []
     stays = True
     for one in submitted:
