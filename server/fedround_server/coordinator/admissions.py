@@ -45,7 +45,7 @@ class Admissions:
 
     def find(self, new: NewUpdate) -> Terms | None:
         """Returns the terms of an update; None if the database is to be asked."""
-        if self._users.find((new.training_id, new.user_id)) is None:
+        if not self.knows(new):
             return None
         terms = self._trainings.find(new.training_id)
         return terms if terms is not None and terms.admission.round == new.round else None
@@ -57,6 +57,10 @@ class Admissions:
             self._trainings.add(new.training_id, terms)
             self.know(new.training_id, new.user_id)
         return terms
+
+    def knows(self, new: NewUpdate) -> bool:
+        """Returns whether the user of an update is known to see its training."""
+        return self._users.find((new.training_id, new.user_id)) is not None
 
     def know(self, training_id: str, user_id: str) -> None:
         """Records that a user sees a training: it has read its log, or has submitted an update."""

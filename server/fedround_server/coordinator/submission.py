@@ -1,5 +1,6 @@
 """Use cases of participants: submitting an update or a report to a round."""
 
+import asyncio
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,7 @@ class Submissions:
         self._uploads = uploads
         self._aggregations = aggregations
         self._admissions = context.admissions
+        self._asked: dict[tuple[str, int], asyncio.Event] = {}
 
     async def submit(
         self,
@@ -73,12 +75,10 @@ class Submissions:
             num_updates,
         )
         # A large file is not received for nothing.
-        known = self._admissions.find(new) if incoming.is_small and not incoming.offset else None
+        known = await self._find_terms(new) if incoming.is_small and not incoming.offset else None
         if known is None:
-            admission = await self._admit(new, incoming)
-            if isinstance(admission, Update):
-                return admission
-            return await self._receive(new, incoming, self._admissions.add(new, admission))
+            terms = await self._ask_terms(new, incoming)
+            return terms if isinstance(terms, Update) else await self._receive(new, incoming, terms)
         try:
             return await self._receive(new, incoming, known)
         except (InvalidArgument, DataLoss, ResourceExhausted):
@@ -87,6 +87,28 @@ class Submissions:
             if isinstance(admission, Update):
                 return admission
             raise
+
+    async def _find_terms(self, new: NewUpdate) -> Terms | None:
+        """Returns what an update must be; None if the database is to be asked.
+
+        When a round begins, many updates arrive at once: the others wait for the answer to the first one.
+        """
+        asked = self._asked.get((new.training_id, new.round))
+        if asked is not None and self._admissions.knows(new) and self._admissions.find(new) is None:
+            await asked.wait()
+        return self._admissions.find(new)
+
+    async def _ask_terms(self, new: NewUpdate, incoming: Incoming) -> Terms | Update:
+        """Asks the database what an update must be; returns the same update if it was accepted before."""
+        key, answered = (new.training_id, new.round), asyncio.Event()
+        is_first = self._asked.setdefault(key, answered) is answered
+        try:
+            admission = await self._admit(new, incoming)
+            return admission if isinstance(admission, Update) else self._admissions.add(new, admission)
+        finally:
+            answered.set()
+            if is_first:
+                del self._asked[key]
 
     async def _admit(self, new: NewUpdate, incoming: Incoming) -> Admission | Update:
         try:

@@ -15,7 +15,7 @@ from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import collecting
 from fedround_server.store.db.group_commit import Change
 from fedround_server.store.db.rows import insert, new_row, save
-from fedround_server.store.db.run import Verbs, joined, verb
+from fedround_server.store.db.run import Verbs, joined, snapshot, verb
 from fedround_server.store.queries import submission
 from fedround_server.store.queries.buffered import NextRoundAwaited, buffering_of
 from fedround_server.store.queries.participant import took_part
@@ -54,9 +54,11 @@ def _submit_reports(
 class SubmissionVerbs(Verbs):
     """Transactions about submissions."""
 
-    @verb
+    @snapshot
     def admit(self, new: NewUpdate) -> Admission | Update:
         """Returns what an update must be, before its file is received; or the same update, if it was accepted before.
+
+        The training is not locked, so this waits for no submission: `submit_update` checks everything again.
 
         Raises:
             TrainingNotFound: The user has no part in such a training.
@@ -68,7 +70,7 @@ class SubmissionVerbs(Verbs):
             FieldInvalid: It does not say what the rule of the aggregation needs to know, or its base version is wrong.
             UpdateStale: Too many versions were made since the one that it started from (buffering).
         """
-        return submission.admit(lock_visible(new.training_id, new.user_id), new)
+        return submission.admit(find_visible(new.training_id, new.user_id), new)
 
     @joined(_submit_updates, _round_of)
     def submit_update(self, update_id: str, new: NewUpdate, now: datetime) -> tuple[Update, bool]:
