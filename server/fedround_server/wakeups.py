@@ -82,6 +82,11 @@ def for_actor(training_id: str) -> str:
     return ACTOR + training_id
 
 
+def is_for_actor(topic: str) -> bool:
+    """Returns whether a topic is one that `for_actor` returns."""
+    return topic.startswith(ACTOR)
+
+
 def training_of(topic: str) -> str:
     """Returns the training that a topic is about."""
     return topic.removeprefix(ACTOR)

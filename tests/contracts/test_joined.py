@@ -379,11 +379,10 @@ async def test_if_the_database_is_lost_none_is_accepted_and_none_runs_again(
     assert (await store.trainings.get(training.training_id, actor)).updates_arrived == 0
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 async def test_those_that_come_while_the_training_is_locked_share_one_transaction(
     world: World, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not store._database.is_postgres:
-        pytest.skip("SQLite has one writer, and its calls wait before their transaction")
     actor, users, training = await world.running(9)
     begun: list[None] = []
     begin_one = Transactions.begin

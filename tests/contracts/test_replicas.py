@@ -1,6 +1,7 @@
 """Replicas of one PostgreSQL database: leases and fencing, wake-ups, changes of credentials, and presence."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -227,6 +228,23 @@ def test_wake_ups_reach_other_replicas_and_not_the_own(notes: Notes, other: Othe
     assert None not in notes.wakes
     other.session.notify({new_id() for _ in range(20_000)})
     until(lambda: None in notes.wakes)
+
+
+def test_wake_ups_that_are_not_urgent_are_few(notes: Notes, other: Other, store: Store) -> None:
+    until(lambda: len(notes.replica_ids) == 2)
+    session = store._database._session
+    assert session is not None
+    begun = elapsed()
+    for number in range(50):
+        session.notify([f"patient {number}"], is_urgent=False)
+        time.sleep(0.01)
+    until(lambda: "patient 49" in other.notes.topics)
+    assert len(other.notes.wakes) <= 2 + (elapsed() - begun) / replica_session.PATIENT_SECONDS
+    # An urgent one takes them along.
+    session.notify(["patient"], is_urgent=False)
+    session.notify(["urgent"])
+    until(lambda: "urgent" in other.notes.topics)
+    assert "patient" in other.notes.topics
 
 
 def test_a_lost_session_wakes_all_once_it_is_back(notes: Notes, store: Store, database: str) -> None:

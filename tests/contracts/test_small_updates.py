@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import psycopg
 import pytest
 from safetensors.numpy import save
 
@@ -24,12 +25,15 @@ from fedround_server.domain.errors import (
     NotInCohort,
     TensorsMismatch,
     TrainingNotFound,
+    UpdateExists,
     UpdateNotFinite,
     UploadIncomplete,
 )
+from fedround_server.domain.model import BlobRef
 from fedround_server.domain.training import Training
-from fedround_server.domain.update import Update
+from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.store import Store
+from fedround_server.store.queries.submission import Admission
 
 
 def file(number: float, **more: np.ndarray) -> bytes:
@@ -74,6 +78,40 @@ async def test_each_takes_one_transaction(one: Coordination, verbs: list[str]) -
         await one.until(users[0], training.training_id, lambda found, last=number: found.round > last)
     # A round is known from its first update on, and users from their first update on.
     assert verbs.count("submission.admit") == 1
+
+
+async def test_when_a_round_begins_one_asks_for_all(one: Coordination, verbs: list[str]) -> None:
+    _, users, training = await one.running(4, target_num_updates=12)
+    for number in range(2):
+        verbs.clear()
+        await asyncio.gather(*(submit(one, training, user, file(number), number=number) for user in users))
+        # In the first round, no user is known to see the training.
+        assert verbs.count("submission.admit") == (4 if number == 0 else 1)
+        await one.until(users[0], training.training_id, lambda found, last=number: found.round > last)
+    assert not one.coordinator.submissions._asked
+
+
+async def test_if_the_one_that_asks_for_all_is_rejected_the_others_ask(one: Coordination) -> None:
+    _, users, training = await one.running(4, target_num_updates=8)
+    for user in users:
+        await submit(one, training, user, file(0))
+    await one.until(users[0], training.training_id, lambda found: found.round > 0)
+    await submit(one, training, users[0], file(1), number=1)
+    one.context.admissions._trainings._items.clear()
+    outcomes = await asyncio.gather(
+        *(submit(one, training, user, file(2), number=1) for user in users), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [UpdateExists, Update, Update, Update]
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_what_an_update_must_be_is_answered_while_the_training_is_locked(one: Coordination, store: Store) -> None:
+    _, users, training = await one.running(1)
+    with psycopg.connect(str(store._database._url)) as other:
+        other.execute("SELECT * FROM training WHERE training_id = %s FOR UPDATE", (training.training_id,))
+        blob = BlobRef(hashlib.sha256(file(0)).hexdigest(), len(file(0)))
+        admission = await store.submissions.admit(NewUpdate(training.training_id, 0, users[0], blob, 1, {}))
+        assert isinstance(admission, Admission)
 
 
 async def test_those_who_have_subscribed_are_known(one: Coordination, verbs: list[str]) -> None:

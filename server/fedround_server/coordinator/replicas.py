@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -16,7 +16,7 @@ from fedround_server.domain.replica import UserPresence
 from fedround_server.failpoints import reached
 from fedround_server.store.db.replica_session import LOOK, Look, ReplicaSession
 from fedround_server.store.queries.replica import MAX_REGISTERED
-from fedround_server.wakeups import NEW_TRAINING, for_actor
+from fedround_server.wakeups import NEW_TRAINING, for_actor, is_for_actor
 
 log = logging.getLogger(__name__)
 TURN_SECONDS = 1.0
@@ -63,8 +63,11 @@ class Replicas:
         self._loop = asyncio.get_running_loop()
         self._session = self._context.store.join(name, version, self)
         if self._session is not None:
-            self._context.hub.relay(self._session.notify)
+            self._context.hub.relay(partial(self._notify, self._session))
             self._context.background.create_task(self._run(self._session), name="follow replicas")
+
+    def _notify(self, session: ReplicaSession, topics: Collection[str]) -> None:
+        session.notify(topics, is_urgent=not all(map(is_for_actor, topics)))
 
     async def start_draining(self) -> None:
         """Leaves the closed rounds to the other replicas, if there are any."""

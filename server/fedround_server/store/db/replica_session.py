@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 from fedround_server.domain.errors import StoreUnavailable
@@ -26,6 +27,8 @@ LOOK = "look"
 LOOK_SECONDS = 1.0
 SEND_SECONDS = 0.01
 """The shortest time between two notifications."""
+PATIENT_SECONDS = 0.25
+"""The shortest time before one that is not urgent: each accepted update has one, which all replicas receive."""
 PAYLOAD_BYTES = 7900
 """PostgreSQL takes less than 8000."""
 MAX_PAYLOADS = 64
@@ -143,10 +146,11 @@ class ReplicaSession:
         self._last_change = -1
         # Up to which change all but the latest were forgotten.
         self._trimmed = 0
-        self._renew_at = self._look_at = self._send_at = 0.0
+        self._renew_at = self._look_at = self._sent_at = 0.0
         # What is to be sent; protected by the lock.
         self._lock = threading.Lock()
         self._topics: set[str] = set()
+        self._is_urgent = False
         # Set once, by the thread that opened the session.
         self._is_closing = False
         self._wake_reader, self._wake_writer = os.pipe()
@@ -193,14 +197,15 @@ class ReplicaSession:
         os.close(self._wake_reader)
         os.close(self._wake_writer)
 
-    def notify(self, topics: Collection[str]) -> None:
+    def notify(self, topics: Collection[str], *, is_urgent: bool = True) -> None:
         """Has the other replicas woken, if there are any; returns at once."""
         if not self._has_others or self._is_closing:
             return
         with self._lock:
-            is_first = not self._topics
+            is_sooner = not self._topics or (is_urgent and not self._is_urgent)
             self._topics.update(topics)
-        if is_first:
+            self._is_urgent |= is_urgent
+        if is_sooner:
             self._wake()
 
     def _wake(self) -> None:
@@ -238,12 +243,17 @@ class ReplicaSession:
         """Does what is due, and waits for more."""
         if elapsed() >= self._look_at:
             self._look()
-        if self._topics and elapsed() >= self._send_at:
+        if elapsed() >= self._send_at:
             self._send()
         self._receive()
-        now = elapsed()
-        due = min(self._look_at, self._send_at) if self._topics else self._look_at
-        self._wait(max(0.0, due - now), self._session.fileno())
+        self._wait(max(0.0, min(self._look_at, self._send_at) - elapsed()), self._session.fileno())
+
+    @property
+    def _send_at(self) -> float:
+        """When the next notification is due."""
+        if not self._topics:
+            return inf
+        return self._sent_at + (SEND_SECONDS if self._is_urgent else PATIENT_SECONDS)
 
     def _wait(self, seconds: float, *descriptors: int) -> None:
         # select() takes no descriptors from 1024 on, and each connection of a client has one.
@@ -326,12 +336,12 @@ class ReplicaSession:
 
     def _send(self) -> None:
         with self._lock:
-            topics, self._topics = self._topics, set()
+            topics, self._topics, self._is_urgent = self._topics, set(), False
         payloads = list(_payloads(topics))
         if len(payloads) > MAX_PAYLOADS:
             payloads = [EVERYTHING]
         self._session.execute("SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) AS payload", (CHANNEL, payloads))
-        self._send_at = elapsed() + SEND_SECONDS
+        self._sent_at = elapsed()
 
     def _receive(self) -> None:
         topics: set[str] = set()
