@@ -407,6 +407,26 @@ async def test_those_that_come_while_the_training_is_locked_share_one_transactio
     await check(store)
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_those_that_wait_for_others_of_their_group_are_run_before_the_database_is_closed(
+    world: World, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, users, training = await world.running(9)
+    monkeypatch.setattr("fedround_server.store.db.run.MAX_GROUP", 1)
+    database = store._database
+    with psycopg.connect(database._url) as other:
+        other.execute("SELECT * FROM training WHERE training_id = %s FOR UPDATE", (training.training_id,))
+        calls = [submit(world, training, users, Submit(user)) for user in range(3)]
+        await asyncio.to_thread(wait_for_a_lock, database._url)
+        await asyncio.to_thread(until, database._executor._work_queue.empty)
+        closing = asyncio.create_task(asyncio.to_thread(database.close))
+        await asyncio.to_thread(until, lambda: database._executor._shutdown)
+        other.commit()
+        outcomes = await asyncio.gather(*calls)
+        await closing
+    assert [closed for _, closed in outcomes] == [False] * 3
+
+
 def wait_for_a_lock(url: str) -> None:
     """Waits until a session waits for the lock of another one."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"

@@ -1,7 +1,7 @@
 """Calls of verbs that wait: in order, in groups, and each group with one thread at a time."""
 
-import asyncio
 from contextvars import copy_context
+from typing import Any
 
 from fedround_server.store.db.group_commit import Call, Joint
 from fedround_server.store.db.waiting_calls import WaitingCalls
@@ -10,7 +10,8 @@ from fedround_server.store.db.waiting_calls import WaitingCalls
 def call(name: str, group: str = "") -> Call:
     """A call that is run with those of its group; by itself without one."""
     joint = Joint(group, (), lambda _first, _more: []) if group else None
-    return Call(lambda: None, name, "", asyncio.Future(loop=asyncio.new_event_loop()), copy_context(), joint)
+    answer: Any = None
+    return Call(lambda: None, name, "", answer, copy_context(), joint)
 
 
 def waiting(*calls: Call) -> WaitingCalls:

@@ -110,8 +110,12 @@ class Database:
         if self._session is not None:
             self._session.close()
         lease.leave()
-        self._executor.submit(connection.disconnect, self._peewee).result()
+        if not self.is_postgres:
+            # A connection to SQLite belongs to its thread.
+            self._executor.submit(connection.disconnect, self._peewee).result()
         self._executor.shutdown()
+        if self.is_postgres:
+            connection.disconnect(self._peewee)
         if self._server_lock is not None:
             self._server_lock.release()
         database_proxy.initialize(None)
