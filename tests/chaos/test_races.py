@@ -43,7 +43,7 @@ from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.training import TrainingState
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
-from fedround_server.store.db.group_commit import Call, Transactions
+from fedround_server.store.db.group_commit import Attempt, Call, Transactions
 from sizes import size
 
 REPEATS = size("RACES", 2)
@@ -57,14 +57,14 @@ async def race(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         barrier = Barrier()
         run = Transactions._run_in_transaction
 
-        def waits(self: Transactions, calls: list[Call], _together: bool) -> Any:
-            (call,) = calls
+        def waits(self: Transactions, attempt: Attempt) -> Any:
+            (call,) = attempt.calls
 
             def behind() -> Any:
                 barrier.wait()
                 return call.verb()
 
-            return run(self, [replace(call, verb=behind)], False)
+            return run(self, Attempt([replace(call, verb=behind)]))
 
         # Each waits in a transaction of its own.
         monkeypatch.setattr(Call, "group", property(lambda self: self))

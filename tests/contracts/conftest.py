@@ -12,7 +12,7 @@ from contracts.unrecorded import unrecorded_changes
 from contracts.world import World
 from fedround_server.blobs.objects import patient, removal
 from fedround_server.store import Store
-from fedround_server.store.db.group_commit import Call, Transactions
+from fedround_server.store.db.group_commit import Attempt, Transactions
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +62,9 @@ def verbs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     run = Transactions._run
 
-    def noted(self: Transactions, calls: list[Call], together: bool) -> Any:
-        found.extend(call.name for call in calls)
-        return run(self, calls, together)
+    def noted(self: Transactions, attempt: Attempt) -> Any:
+        found.extend(call.name for call in attempt.calls)
+        return run(self, attempt)
 
     monkeypatch.setattr(Transactions, "_run", noted)
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import peewee
 import pytest
 
-from fedround_server.store.db.group_commit import Call, Transactions
+from fedround_server.store.db.group_commit import Attempt, Transactions
 from fedround_server.store.tables.schema import TABLES
 
 PLANNED = re.compile("SELECT|UPDATE|DELETE|INSERT .* SELECT")
@@ -50,10 +50,10 @@ def planning(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     thread = threading.local()
     run, execute = Transactions._run, peewee.Database.execute_sql
 
-    def named(transactions: Transactions, calls: list[Call], together: bool) -> Any:
-        thread.verb = calls[0].name
+    def named(transactions: Transactions, attempt: Attempt) -> Any:
+        thread.verb = attempt.calls[0].name
         try:
-            return run(transactions, calls, together)
+            return run(transactions, attempt)
         finally:
             thread.verb = ""
 

@@ -151,13 +151,16 @@ async def test_a_training_without_options_pays_nothing_for_them(world: World, me
         "repetition": await meter.cost(store.submissions.submit_update(new_id(), new, world.now)),
         "training": await meter.cost(store.trainings.get(training.training_id, actor)),
     }
+    is_postgres = store._database.is_postgres
     # Without a look for base versions, shadows or budgets.
     assert {name: count for name, (count, _) in statements.items()} == {
-        "admission": 5,
-        "submission": 11,
-        "repetition": 4,
-        # One of them reads the name of the actor. On PostgreSQL, a snapshot says first that it is one.
-        "training": 7 + store._database.is_postgres,
+        # On PostgreSQL, a snapshot says first that it is one.
+        "admission": 5 + is_postgres,
+        # There, one alone is run as several are, since others may come while it waits for its lock.
+        "submission": 11 - is_postgres,
+        "repetition": 4 + 3 * is_postgres,
+        # One of them reads the name of the actor.
+        "training": 7 + is_postgres,
     }
 
 

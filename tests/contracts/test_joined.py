@@ -30,7 +30,7 @@ from fedround_server.domain.training import Evaluation, Training
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.store import Store
 from fedround_server.store.db.connection import POSTGRES_THREADS
-from fedround_server.store.db.group_commit import Transactions
+from fedround_server.store.db.group_commit import Attempt, Transactions
 from fedround_server.store.tables.schema import CohortRow, EventRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.verbs import submission
 from sizes import examples
@@ -364,9 +364,9 @@ async def test_if_the_database_is_lost_none_is_accepted_and_none_runs_again(
                 yield
             raise peewee.OperationalError("the server closed the connection")
 
-    def noted(self: Transactions, calls: Any, together: bool) -> Any:
-        runs.append(len(calls))
-        return run(self, calls, together)
+    def noted(self: Transactions, attempt: Attempt) -> Any:
+        runs.append(len(attempt.calls))
+        return run(self, attempt)
 
     with monkeypatch.context() as patch:
         patch.setattr(Transactions, "begin", fails)

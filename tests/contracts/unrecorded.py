@@ -8,7 +8,7 @@ from typing import Any
 import peewee
 import pytest
 
-from fedround_server.store.db.group_commit import Call, Transactions
+from fedround_server.store.db.group_commit import Attempt, Transactions
 from fedround_server.store.tables.failure_schema import RejectedUpdateRow
 from fedround_server.store.tables.schema import (
     ArtifactRow,
@@ -46,9 +46,9 @@ def unrecorded_changes(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             thread.statements.append(sql)
         return cursor
 
-    def checked(transactions: Transactions, calls: list[Call], together: bool) -> Any:
+    def checked(transactions: Transactions, attempt: Attempt) -> Any:
         thread.statements = []
-        answer = run(transactions, calls, together)
+        answer = run(transactions, attempt)
         if not any('INTO "audit"' in sql for sql in thread.statements):
             unrecorded.extend(thread.statements)
         return answer

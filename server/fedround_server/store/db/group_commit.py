@@ -85,8 +85,22 @@ class Outcome:
     records: Sequence[AuditRecord] = ()
 
 
-Run = Callable[[list[Call], bool], Sequence[Outcome]]
-"""Runs a call alone, or the first ones of several together; returns their outcomes, none if that is not possible."""
+@dataclass(slots=True)
+class Attempt:
+    """An attempt to run the first ones of some calls.
+
+    Attributes:
+        calls: The calls; those that can be run with them are appended if they come meanwhile.
+        together: Whether several may be run, with the same statements. It becomes False if that is not possible: then
+            the first one is run by itself.
+    """
+
+    calls: list[Call]
+    together: bool = False
+
+
+Run = Callable[[Attempt], Sequence[Outcome]]
+"""Makes an attempt; returns the outcomes of the calls that were run, none if they have failed together."""
 
 
 class Transactions:
@@ -134,7 +148,7 @@ class Transactions:
                 found.extend(self._in_order(calls, self._run_in_savepoint))
         except BaseException as error:
             if begun and len(found) < len(calls):
-                return [(call, self._run_in_transaction([call], False)[0]) for call in calls]
+                return [(call, self._run_in_transaction(Attempt([call]))[0]) for call in calls]
             return [(call, Outcome(error=error)) for call in calls]
         _mark_committed(found)
         return found
@@ -151,51 +165,46 @@ class Transactions:
             with self._database.connection_context(), self._database.atomic():
                 yield
 
-    def _run_in_transaction(self, calls: list[Call], together: bool) -> Sequence[Outcome]:
-        outcomes = self._try_in_transaction(calls, together)
+    def _run_in_transaction(self, attempt: Attempt) -> Sequence[Outcome]:
+        outcomes = self._try_in_transaction(attempt)
         if any(isinstance(outcome.error, peewee.IntegrityError) for outcome in outcomes):
             # Another transaction inserted the same key after this one had looked for it: now the verb will find it.
-            outcomes = self._try_in_transaction(calls, together)
-        _mark_committed(zip(calls, outcomes, strict=False))
+            outcomes = self._try_in_transaction(attempt)
+        _mark_committed(zip(attempt.calls, outcomes, strict=False))
         return outcomes
 
-    def _try_in_transaction(self, calls: list[Call], together: bool) -> Sequence[Outcome]:
+    def _try_in_transaction(self, attempt: Attempt) -> Sequence[Outcome]:
         outcomes: Sequence[Outcome] = ()
         try:
             with unavailable(), self.begin():
-                outcomes = self._run(calls, together)
+                outcomes = self._run(attempt)
         except BaseException as error:
-            if together and not outcomes:
-                _warn(calls, error)
             # If the commit has failed, it is not known whether it was made: calls that had outcomes do not run again.
-            failed = outcomes if outcomes or together else calls
-            return [Outcome(error=error)] * len(failed)
+            return [Outcome(error=error)] * len(outcomes) or _failed(attempt, error)
         return outcomes
 
-    def _run_in_savepoint(self, calls: list[Call], together: bool) -> Sequence[Outcome]:
+    def _run_in_savepoint(self, attempt: Attempt) -> Sequence[Outcome]:
         outcomes: Sequence[Outcome] = ()
         self._database.execute_sql("SAVEPOINT verb")
         try:
             with unavailable():
-                outcomes = self._run(calls, together)
+                outcomes = self._run(attempt)
         except BaseException as error:
             # Both fail if the database has ended the transaction.
             self._database.execute_sql("ROLLBACK TO verb")
-            if not together:
-                return [Outcome(error=error)]
-            _warn(calls, error)
-            return ()
+            return _failed(attempt, error)
         self._database.execute_sql("RELEASE verb")
         return outcomes
 
-    def _run(self, calls: list[Call], together: bool) -> Sequence[Outcome]:
-        """Runs a call, or the first ones of several together; returns their outcomes.
-
-        On PostgreSQL, those that can be run together with several are appended to these if they come meanwhile.
-        """
+    def _run(self, attempt: Attempt) -> Sequence[Outcome]:
+        calls = attempt.calls
         for call in calls:
             reached(f"{call.name}.begun")
-        changes = self._run_together(calls) if together else _run_alone(calls[0])
+        changes = self._run_together(calls) if attempt.together else ()
+        if not changes:
+            # Nothing was changed, so the first one can be run in the same transaction.
+            attempt.together = False
+            changes = _run_alone(calls[0])
         done = list(zip(calls, changes, strict=False))
         write([(call.user_id, records) for call, (_, records) in done], self._now)
         for call, _ in done:
@@ -220,27 +229,32 @@ class Transactions:
             left = list(group)
             while left:
                 # A call that waits for a lock may not stay the only one.
-                together = len(left) > 1 or (left[0].joint is not None and not self._is_sqlite)
-                outcomes = run(left, together)
-                if not outcomes:
+                attempt = Attempt(left, len(left) > 1 or (left[0].joint is not None and not self._is_sqlite))
+                outcomes = run(attempt)
+                if not attempt.together or not outcomes:
                     # What keeps the first one from it often holds for the others, too: a closed round, for example.
-                    outcomes = _one_by_one(left, run)
+                    outcomes = [*outcomes, *_one_by_one(left[len(outcomes) :], run)]
                 elif len(outcomes) < len(left):
-                    outcomes = [*outcomes, *run([left[len(outcomes)]], False)]
+                    outcomes = [*outcomes, *run(Attempt([left[len(outcomes)]]))]
                 yield from zip(left, outcomes, strict=False)
                 left = left[len(outcomes) :]
 
 
-def _warn(calls: Sequence[Call], error: BaseException) -> None:
-    """Tells the operator of an error that no caller is answered with, since each call is run again by itself."""
-    log.warning("%d calls of %s fail together, and are run one by one: %r", len(calls), calls[0].name, error)
+def _failed(attempt: Attempt, error: BaseException) -> Sequence[Outcome]:
+    """Returns the outcome of a call that has failed by itself; none for several, each of which is run again."""
+    if not attempt.together:
+        return [Outcome(error=error)]
+    # No caller is answered with it, so the operator is told.
+    name = attempt.calls[0].name
+    log.warning("%d calls of %s fail together, and are run one by one: %r", len(attempt.calls), name, error)
+    return ()
 
 
 def _one_by_one(calls: Sequence[Call], run: Run) -> list[Outcome]:
     """Returns the outcomes of calls that are each run by itself, until the database does not answer one."""
     outcomes: list[Outcome] = []
     for call in calls:
-        outcomes += run([call], False)
+        outcomes += run(Attempt([call]))
         if isinstance(outcomes[-1].error, StoreUnavailable):
             # The others would wait for a connection one after the other, and all callers for the last one.
             break
