@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 from contracts.coordination import Coordination, coordinating
 from contracts.test_replicas import Other, end_lease, eventually, hand_over
 from contracts.world import new_id
+from fedround_server.blobs import UploadRef
 from fedround_server.coordinator import replicas
 from fedround_server.coordinator.housekeeping import COLLECTION_INTERVAL
 from fedround_server.domain.errors import AlreadyParticipating
@@ -117,6 +119,51 @@ async def test_users_of_another_replica_are_present(store: Store, tmp_path: Path
         other.session.close()
         await eventually(lambda: not presence.is_listening(client, now()))
         assert presence.last_seen(client, coordination.clock.now()) == coordination.clock.now()
+
+
+async def test_how_much_has_arrived_at_another_replica_is_shown(store: Store, tmp_path: Path, database: str) -> None:
+    async with joined(store, tmp_path, database) as (coordination, other):
+        actor, (user, _), training = await coordination.running(2)
+        training_id = training.training_id
+        explain = coordination.coordinator.round_status.explain
+
+        async def shown() -> list[int]:
+            return sorted(one.uploaded_bytes for one in (await explain(training_id, None, actor)).members)
+
+        uploads = ((training_id, 1, 7), (new_id(), 0, 8), (training_id, 0, 5))
+        tell(database, other, 0, UserPresence(user, True, None, uploads=uploads))
+        elsewhere = coordination.context.presence.elsewhere
+        await eventually(lambda: elsewhere.uploaded_bytes(user, training_id, 0))
+        assert await shown() == [0, 5]
+        await coordination.world.submit(training_id, 0, user)
+        assert await shown() == [0, 0]
+
+
+async def test_other_replicas_are_told_how_much_has_arrived(
+    store: Store, tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "UPLOADS_SECONDS", 0.0)
+    async with joined(store, tmp_path, database) as (coordination, _):
+        user, training_id, arriving = await coordination.world.user(), new_id(), SimpleNamespace(size_bytes=1 << 20)
+
+        def told() -> Any:
+            page = replica.read_presence(str(store.replica_id), 0)
+            return [one.uploads for _, one in page if one.user_id == user][-1:]
+
+        async def eventually_told(wanted: list[tuple[tuple[str, int, int], ...]]) -> None:
+            while await store._database.run(told) != wanted:
+                await asyncio.sleep(0.05)
+
+        progress = coordination.coordinator.uploads.progress
+        coordination.context.presence.begin_call(user, coordination.clock.now())
+        with progress.watch(training_id, 3, user, UploadRef(user, new_id()), arriving):
+            await eventually_told([((training_id, 3, 1 << 20),)])
+            arriving.size_bytes += 1
+            await eventually_told([((training_id, 3, (1 << 20) + 1),)])
+        # Its participant may go on at another replica, where the rest arrives.
+        coordination.context.presence.end_call(user, coordination.clock.now())
+        progress.forget(training_id)
+        await eventually_told([()])
 
 
 async def test_who_checks_in_at_another_replica_is_present_until_it_is_late(

@@ -55,7 +55,7 @@ class Coordinator:
         self.replays = Replays(context, self.uploads.space)
         self.status = StatusReader(context, self.uploads.space)
         self.collection = Collection(context, self.uploads)
-        self.replicas = Replicas(context, self.access, self.subscriptions.feeds, self.rounds)
+        self.replicas = Replicas(context, self.access, self.subscriptions.feeds, self.rounds, self.uploads.progress)
         self._housekeeping = Housekeeping(context, self.rounds, self.collection)
 
     async def recover(self) -> None:

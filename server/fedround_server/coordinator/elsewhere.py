@@ -46,6 +46,11 @@ class Elsewhere:
         """Returns the programs that take part as a user: id of the session, training (None for all), and since when."""
         return [session for one in self._of(user_id) if one.seen_time is None for session in one.sessions]
 
+    def uploaded_bytes(self, user_id: str, training_id: str, number: int) -> int:
+        """Returns how many bytes of a participant's update for a round have arrived at one of the replicas."""
+        uploads = (upload for one in self._of(user_id) for upload in one.uploads)
+        return max((size for *update, size in uploads if update == [training_id, number]), default=0)
+
     def update(self, replica_id: str, users: Iterable[UserPresence]) -> None:
         """Records what a replica tells of users."""
         self._users.setdefault(replica_id, {}).update({one.user_id: one for one in users})

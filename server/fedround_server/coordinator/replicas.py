@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -11,6 +13,7 @@ from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.feed import Feeds
 from fedround_server.coordinator.round import Rounds
+from fedround_server.coordinator.uploads.progress import UpdateProgress
 from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.replica import UserPresence
 from fedround_server.failpoints import reached
@@ -22,6 +25,10 @@ log = logging.getLogger(__name__)
 TURN_SECONDS = 1.0
 BATCH = 1000
 """How many users are told of in one transaction; the store does other work between two."""
+UPLOADS_SECONDS = 5.0
+"""How often others are told how much of an update has arrived."""
+MIN_UPLOAD_BYTES = 1 << 20
+"""How much of it has to have arrived: smaller ones are short, and there may be many at once."""
 SEEN_INTERVAL = timedelta(seconds=10)
 """How often others are told of a user that makes short calls and has no subscription."""
 OVERLAP = timedelta(seconds=10)
@@ -31,13 +38,16 @@ OVERLAP = timedelta(seconds=10)
 class Replicas:
     """Follows the other replicas, and tells them of this one. On SQLite, and without others, there is nothing to do."""
 
-    def __init__(self, context: Context, access: Access, feeds: Feeds, rounds: Rounds) -> None:
+    def __init__(
+        self, context: Context, access: Access, feeds: Feeds, rounds: Rounds, progress: UpdateProgress
+    ) -> None:
         """Has not joined any."""
         self._context = context
         self._store = context.store.replicas
         self._access = access
         self._feeds = feeds
         self._rounds = rounds
+        self._progress = progress
         self._session: ReplicaSession | None = None
         self._loop: asyncio.AbstractEventLoop
         self._looked = asyncio.Event()
@@ -48,6 +58,9 @@ class Replicas:
         # What was told of users, and the version of the last row of it.
         self._told: dict[str, UserPresence] = {}
         self._version = 0
+        # How much of updates had arrived, at which time.
+        self._uploads: dict[str, tuple[tuple[str, int, int], ...]] = {}
+        self._uploads_at = 0.0
         self._read: dict[str, int] = {}
         # Up to which sequence the actors of trainings were woken; who was registered lately.
         self._known: dict[str, int] = {}
@@ -160,6 +173,7 @@ class Replicas:
         replica_id = self._replica_id
         changed = self._context.presence.take_changes()
         users = self._context.presence.users_here() if changed is None else changed
+        users |= self._sample_uploads()
         news = list(self._news(users))
         try:
             for start in range(0, len(news), BATCH):
@@ -177,19 +191,28 @@ class Replicas:
         if news:
             reached("replica.told")
 
+    def _sample_uploads(self) -> set[str]:
+        """Looks how much of updates has arrived, if that is due; returns the users of whom more has."""
+        if (now := time.monotonic()) < self._uploads_at + UPLOADS_SECONDS:
+            return set()
+        before, self._uploads, self._uploads_at = self._uploads, self._progress.sample(MIN_UPLOAD_BYTES), now
+        return {user_id for user_id in before | self._uploads if before.get(user_id) != self._uploads.get(user_id)}
+
     def _news(self, user_ids: Iterable[str]) -> Iterable[UserPresence]:
         presence, sessions = self._context.presence, self._context.sessions
         now = self._context.clock.now()
         for user_id in user_ids:
             told, expected = self._told.get(user_id), presence.expected_until(user_id)
+            uploads = self._uploads.get(user_id, ())
             if presence.is_connected_here(user_id):
                 attributes = tuple(sorted(presence.attributes_here(user_id).items()))
                 is_listening = presence.is_listening_here(user_id)
-                one = UserPresence(user_id, is_listening, None, sessions.of(user_id), attributes, expected)
+                one = UserPresence(user_id, is_listening, None, sessions.of(user_id), attributes, expected, uploads)
             else:
                 # Users that were removed have no time.
-                one = UserPresence(user_id, False, presence.last_seen_here(user_id) or now, expected_until=expected)
-                seen = None if told is None or told.expected_until != expected else told.seen_time
+                last_seen = presence.last_seen_here(user_id) or now
+                one = UserPresence(user_id, False, last_seen, expected_until=expected, uploads=uploads)
+                seen = told.seen_time if told is not None and replace(one, seen_time=told.seen_time) == told else None
                 if seen is not None and now - seen < SEEN_INTERVAL:
                     continue
             if one != told:

@@ -131,7 +131,14 @@ class RoundStatus:
             member=member,
             last_seen=presence.last_seen(user_id, now) or member.seen_time,
             subscribed=presence.is_listening(user_id, now),
-            uploaded_bytes=self._progress.bytes_arrived(found.training_id, found.number, user_id) if missing else 0,
+            uploaded_bytes=self._uploaded_bytes(user_id, found) if missing else 0,
             forecast=forecast.arrival(member.ask_time, member.durations, now) if missing else None,
             attributes=presence.attributes(user_id),
+        )
+
+    def _uploaded_bytes(self, user_id: str, found: Round) -> int:
+        elsewhere = self._context.presence.elsewhere
+        return max(
+            self._progress.bytes_arrived(found.training_id, found.number, user_id),
+            elsewhere.uploaded_bytes(user_id, found.training_id, found.number),
         )

@@ -36,6 +36,7 @@ class UserPresence:
         sessions: The programs that take part as the user: id of the session, training (None for all), and since when.
         attributes: What the user says of itself.
         expected_until: Until when it is expected to check in again; None if it does not check in.
+        uploads: How much of its updates has arrived there: training, number of the round, bytes.
     """
 
     user_id: str
@@ -44,6 +45,7 @@ class UserPresence:
     sessions: tuple[tuple[str, str | None, str], ...] = ()
     attributes: tuple[tuple[str, str], ...] = ()
     expected_until: datetime | None = None
+    uploads: tuple[tuple[str, int, int], ...] = ()
 
     def is_listening(self, now: datetime) -> bool:
         """Returns whether the user has a subscription open, or is expected to check in."""

@@ -23,6 +23,7 @@ class _Progress:
     round: int
     ref: UploadRef | StagedRef
     arriving: Arriving | None
+    sampled_bytes: int = 0
 
 
 class UpdateProgress:
@@ -40,6 +41,19 @@ class UpdateProgress:
         if found.arriving is not None:
             return found.arriving.size_bytes
         return self._blobs.known_size(found.ref) if isinstance(found.ref, UploadRef) else 0
+
+    def sample(self, min_bytes: int) -> dict[str, tuple[tuple[str, int, int], ...]]:
+        """Returns how much of updates had arrived when they were sampled last, by user: training, round, bytes.
+
+        Those that are arriving now are sampled. Those of less than `min_bytes` are left out.
+        """
+        found: dict[str, tuple[tuple[str, int, int], ...]] = {}
+        for (training_id, user_id), one in self._latest.items():
+            if one.arriving is not None:
+                one.sampled_bytes = one.arriving.size_bytes
+            if one.sampled_bytes >= min_bytes:
+                found[user_id] = (*found.get(user_id, ()), (training_id, one.round, one.sampled_bytes))
+        return found
 
     def forget(self, training_id: str) -> None:
         """Forgets the updates of a training."""

@@ -100,7 +100,8 @@ def _to_presence(row: PresenceRow) -> UserPresence:
     sessions = tuple((one[0], one[1], one[2]) for one in row.details.get("sessions", ()))
     attributes = tuple(sorted(row.details.get("attributes", {}).items()))
     expected = InstantField().python_value(row.details.get("expected_until"))
-    return UserPresence(row.user_id, row.listening, row.seen_time, sessions, attributes, expected)
+    uploads = tuple((one[0], one[1], one[2]) for one in row.details.get("uploads", ()))
+    return UserPresence(row.user_id, row.listening, row.seen_time, sessions, attributes, expected, uploads)
 
 
 def from_presence(presence: UserPresence) -> tuple[str, bool, int | None, str]:
@@ -112,5 +113,7 @@ def from_presence(presence: UserPresence) -> tuple[str, bool, int | None, str]:
         details["attributes"] = dict(presence.attributes)
     if presence.expected_until is not None:
         details["expected_until"] = InstantField().db_value(presence.expected_until)
+    if presence.uploads:
+        details["uploads"] = presence.uploads
     text = PresenceRow.details.db_value(details)
     return presence.user_id, presence.listening, InstantField().db_value(presence.seen_time), str(text)
