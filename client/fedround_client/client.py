@@ -192,15 +192,18 @@ class Client(
             )
             return participant.run()
 
-    def relay(self, own: Client, options: RelayOptions | None = None) -> None:
+    def relay(self, own: Client, options: RelayOptions | None = None, *, training_id: str | None = None) -> None:
         """Takes part in trainings as a relay: with the sums of the updates of the participants of another server.
 
         Each round is a training of one round at that server, of which all users with the role CLIENT are participants;
-        its result, the exact sum of their updates, is the update of this user. It returns when it is interrupted.
+        its result, the exact sum of their updates, is the update of this user. It returns when the training has ended,
+        or when it is interrupted.
 
         Args:
             own: An actor of that server, which has no other trainings. Closed by who made it.
             options: How rounds are run.
+            training_id: UUID of a training; None for all in which the user is registered, now or later, one round at a
+                time.
 
         Raises:
             RoleRequired: `own` is neither an actor nor an admin.
@@ -209,9 +212,13 @@ class Client(
             FedroundError: A server answered with an error that is not transient, and that is not about a training.
         """
         next(own.users("CLIENT"), None)
-        runner = Relay(self._rpc, own._rpc, options or RelayOptions())
+        runner = Relay(self._rpc, own._rpc, options or RelayOptions(), training_id)
         Participant(
-            self._rpc, runner, training_id=None, until_finished=False, attributes={**own_attributes(), "relay": "yes"}
+            self._rpc,
+            runner,
+            training_id=training_id,
+            until_finished=False,
+            attributes={**own_attributes(), "relay": "yes"},
         ).run()
 
 

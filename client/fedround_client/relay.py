@@ -6,6 +6,7 @@ from that of the round: whatever moment a relay ends at, the next one finds the 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -33,17 +34,20 @@ MAX_EXAMPLES = 2**31
 class Relay(TrainingCalls, ModelCalls, RoundCalls):
     """Runs the rounds of the parent; `Runner` describes the methods."""
 
-    def __init__(self, parent: Rpc, own: Rpc, options: RelayOptions) -> None:
+    def __init__(self, parent: Rpc, own: Rpc, options: RelayOptions, training_id: str | None = None) -> None:
         """Creates it.
 
         Args:
             parent: Calls the parent, as a participant.
             own: Calls the relay's own server, as an actor that has no other trainings.
             options: How to run rounds.
+            training_id: The only training of the parent that this relay takes part in; None if it may be in several.
         """
         self._rpc = parent
+        self._training_id = training_id
         self._trainings = RelayTrainings(own, options)
         self._margin = options.margin
+        self._user_id = ""
         self.server_clock = ServerClock(parent.clock)
 
     @property
@@ -52,7 +56,8 @@ class Relay(TrainingCalls, ModelCalls, RoundCalls):
         return True
 
     def participate_as(self, user_id: str) -> None:
-        """Does nothing."""
+        """Names the user, of whom no other program takes part in the same training."""
+        self._user_id = user_id
 
     def keeps_update(self, training_id: str) -> bool:
         """Returns False: asynchronous trainings take no sums."""
@@ -85,7 +90,7 @@ class Relay(TrainingCalls, ModelCalls, RoundCalls):
             spec = self._rpc.retrying(None)(self.get_training, training_id).spec
             over = OverCheck(self._rpc, training_id, started)
             round_ = RelayRound(training_id, spec, started, self._seconds(started), over)
-            with tempfile.TemporaryDirectory(prefix="fedround-relay-") as folder:
+            with self._folder(training_id) as folder:
                 self._run(round_, Path(folder), name)
         except NoSum as problem:
             reason, message = problem.args
@@ -99,6 +104,16 @@ class Relay(TrainingCalls, ModelCalls, RoundCalls):
                 self._trainings.remove(training_id)
             raise
         return started.round
+
+    def _folder(self, training_id: str) -> tempfile.TemporaryDirectory[str]:
+        """Returns a folder for the files of a round, after those of relays that were killed were removed.
+
+        The parent lets no other program take part in the same trainings as the same user.
+        """
+        prefix = f"fedround-relay-{self._user_id}-"
+        for left in Path(tempfile.gettempdir()).glob(f"{prefix}{self._training_id or ''}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        return tempfile.TemporaryDirectory(prefix=f"{prefix}{training_id}-")
 
     def _run(self, round_: RelayRound, folder: Path, name: str) -> None:
         started = round_.started

@@ -41,6 +41,7 @@ class Site:
     Attributes:
         open: Clients train only while it is set.
         asked: How often they were asked to.
+        num_examples: How many examples they say to have; None for numbers of their own.
     """
 
     server: Server
@@ -51,6 +52,7 @@ class Site:
     folder: Path
     open: Event = field(default_factory=Event)
     asked: int = 0
+    num_examples: int | None = None
     program: ForkedProcess | None = None
 
     def take_part(self, number: int, client: fr.Client) -> None:
@@ -58,7 +60,8 @@ class Site:
             self.asked += 1
             while not self.open.wait(0.05) and not round_.is_over():
                 pass
-            return trained(number, model)
+            update, num_examples, metrics = trained(number, model)
+            return update, num_examples if self.num_examples is None else self.num_examples, metrics
 
         # Its channel is closed at the end.
         with suppress(fr.FedroundError):
@@ -69,7 +72,14 @@ class Site:
         tokens = {"FEDROUND_TOKEN": self.own_token, "FEDROUND_PARENT_TOKEN": self.token}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDROUND_")}
         argv = ["--server", self.server.address, "relay", "--parent", self.parent.address, *options]
+        environment["TMPDIR"] = str(self.temporary)
+        self.temporary.mkdir(exist_ok=True)
         self.program = fork_server().fork(argv, stderr=self.folder / "relay.log", environment=environment | tokens)
+
+    @property
+    def temporary(self) -> Path:
+        """The folder for temporary files of the relay."""
+        return self.folder / "temporary"
 
     def kill(self) -> None:
         if self.program is not None:
@@ -110,6 +120,7 @@ class Tree:
     actor: fr.Client
     ids: list[str]
     sites: list[Site]
+    token: str
 
     def begin(self, **spec: Any) -> Training:
         spec = {"name": "t", "target_num_updates": 2, "client_ids": self.ids, "allow_relays": True, **spec}
@@ -132,7 +143,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
             for index, (_, token) in enumerate(made)
         ]
         actor = stack.enter_context(fr.connect(parent.address, actor_token))
-        yield Tree(actor, [id_ for id_, _ in made], sites)
+        yield Tree(actor, [id_ for id_, _ in made], sites, actor_token)
 
 
 def flat(server: Server, **spec: Any) -> tuple[list[str], list[fr.Client]]:
@@ -203,6 +214,21 @@ def test_a_relay_that_is_killed_in_a_round_goes_on_with_it(tree: Tree) -> None:
     assert one.asked == 2 or one.asked == 4
 
 
+def test_the_files_of_a_relay_that_was_killed_are_removed(tree: Tree) -> None:
+    one, _ = tree.sites
+    one.open.clear()
+    one.start()
+    training = tree.begin(target_num_updates=1, client_ids=tree.ids[:1])
+    until(lambda: one.asked == 2)
+    one.kill()
+    [left] = one.temporary.iterdir()
+    one.start()
+    until(lambda: not left.exists())
+    one.open.set()
+    tree.digests(training)
+    until(lambda: not any(one.temporary.iterdir()))
+
+
 def test_a_relay_that_is_killed_after_its_sum_was_sent_does_not_send_it_twice(tree: Tree) -> None:
     one, other = tree.sites
     other.open.clear()
@@ -247,6 +273,50 @@ def test_a_round_that_the_parent_closes_is_stopped_at_the_relay(tree: Tree) -> N
     until(lambda: other.asked)
     tree.digests(training)
     until(lambda: not other.trainings)
+
+
+def test_the_versions_of_a_relay_of_relays_are_those_of_the_flat_training(tree: Tree, tmp_path: Path) -> None:
+    # The parent of the two relays is the server of a third one.
+    spec = {"metric_names": ["loss"]}
+    with Server(tmp_path / "root") as root, ExitStack() as stack:
+        token, [(id_, relay_token)] = users(root, 1)
+        middle = Site(tree.sites[0].parent, root, relay_token, tree.token, tree.actor, tmp_path)
+        stack.callback(middle.kill)
+        middle.start("--allow-relays")
+        for one in tree.sites:
+            one.start()
+        actor = stack.enter_context(fr.connect(root.address, token))
+        top = Tree(actor, [id_], [], token)
+        training = top.begin(**spec)
+        assert top.digests(training) == flat(root, **spec)
+        reports = means(actor, training.model_id)
+        assert [(examples, loss) for _, examples, loss in reports] == [(10, pytest.approx(2.0))] * 4
+        until(lambda: not middle.trainings and not any(one.trainings for one in tree.sites))
+
+
+def test_a_relay_whose_clients_have_no_examples_sends_what_does_not_count(tree: Tree) -> None:
+    one, other = tree.sites
+    one.num_examples = 0
+    one.start()
+    other.start()
+    training = tree.begin(target_num_updates=1)
+    tree.digests(training)
+    assert failures(tree, training) == {}
+    assert tree.actor.get_training(training.training_id).updates_arrived == 2
+
+
+def test_relays_of_single_trainings_run_side_by_side(tree: Tree) -> None:
+    one, other = tree.sites
+    other.open.clear()
+    first, second = (tree.begin(target_num_updates=1, name=name) for name in "ab")
+    one.start()
+    other.start("--training", second.training_id)
+    other.open.set()
+    assert tree.digests(second) == flat(one.parent, target_num_updates=1)
+    assert tree.actor.get_training(first.training_id).updates_arrived == 1
+    program = other.program
+    assert program is not None
+    assert program.wait() == 0
 
 
 @pytest.mark.parametrize("options", [(), ("--allow-relays",)])

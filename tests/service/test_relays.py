@@ -197,11 +197,53 @@ def test_sums_that_are_not_what_the_round_asks_for(actor: Person, clients: list[
         submit(good, num_updates=0)
     with fails_with("INVALID_ARGUMENT", "UPDATE_MISMATCH", "asks for F64[3, 2]"):
         submit(MODEL)
+    for changed, words in (
+        ({"weight": np.full((2, 3, 2), 1e39 * 6)}, "'weight' has the component 6e+39"),
+        ({"weight": np.full((2, 3, 2), 2.0**-150)}, "'weight' has components that are no multiples of 2^-149"),
+        ({"bias": np.full((3, 2), 2.0**960)}, "'bias' has the component"),
+    ):
+        with fails_with("INVALID_ARGUMENT", "UPDATE_MISMATCH", words):
+            submit({**good, **changed})
     for examples, updates in ((21, 2), (11, 1), (2**53 + 1, 2**60), (11, 0), (-1, 2)):
         with fails_with("INVALID_ARGUMENT", "NUM_EXAMPLES", "must be in 0.."):
             submit(good, num_examples=examples, num_updates=updates)
     submit(good, num_examples=20)
     assert actor.get(training.training_id).updates_arrived == 1
+
+
+def test_a_sum_that_cannot_be_added_does_not_fail_the_round(actor: Person, clients: list[Person]) -> None:
+    training = begin(actor, clients[:2], **SUM, allow_relays=True)
+    gaps = np.zeros((2, 3, 8))
+    gaps[:] = 2.0 ** np.arange(900, -700, -200)
+    wrong = {"weight": gaps, "bias": np.zeros((3, 8)), "norm.num_batches_tracked": np.array(3, np.int64)}
+    with fails_with("INVALID_ARGUMENT", "UPDATE_MISMATCH", "tensor 'weight'"):
+        clients[0].submit(training.training_id, save(wrong, {"num_updates": "2"}), num_examples=2, num_updates=2)
+    clients[0].submit(training.training_id, file_of(0))
+    clients[1].submit(training.training_id, file_of(1))
+    result(actor, training)
+
+
+def test_no_participant_claims_more_than_its_share_of_the_examples(actor: Person, clients: list[Person]) -> None:
+    training = begin(actor, clients[:2], allow_relays=True)
+    tensors = {"weight": np.ones((2, 3, 2)), "bias": np.ones((3, 2)), "norm.num_batches_tracked": np.array(3, np.int64)}
+    data, most = save(tensors, {"num_updates": str(2**60)}), 2**53 // 2
+    for client in clients[:2]:
+        with fails_with("INVALID_ARGUMENT", "NUM_EXAMPLES", f"0..{most}"):
+            client.submit(training.training_id, data, num_examples=most + 1, num_updates=2**60)
+        client.submit(training.training_id, data, num_examples=most, num_updates=2**60)
+    result(actor, training)
+
+
+def test_a_sum_of_updates_without_examples_counts_as_such_an_update(actor: Person, clients: list[Person]) -> None:
+    training = begin(actor, clients[:2], **SUM)
+    for number, client in enumerate(clients[:2]):
+        client.submit(training.training_id, file_of(number), num_examples=0)
+    data = result(actor, training)[1]
+    found = counts(data)
+    assert found == {"num_examples": 0, "num_updates": 1}
+    parent = begin(actor, clients[:1], allow_relays=True)
+    clients[0].submit(parent.training_id, data, **found)
+    assert result(actor, parent)[0] == download(actor, parent.model_id, version=0)[0].sha256
 
 
 def test_the_file_of_a_sum_names_the_number_of_updates(actor: Person, clients: list[Person]) -> None:

@@ -112,7 +112,7 @@ def test_the_number_of_updates_is_counted_through_all_levels(tmp_path: Path) -> 
 
 def test_a_relay_without_examples_has_no_part(tmp_path: Path) -> None:
     nothing = added(tmp_path, [replace(SENT[0], weight=0)])
-    assert (nothing.weight, nothing.metadata["num_updates"]) == (0, "0")
+    assert (nothing.weight, nothing.metadata["num_updates"]) == (0, "1")
     rounds = Rounds(tmp_path, Aggregation(FedAvg()), relays=True)
     assert bits(rounds.aggregate(COUNTED, [nothing, *SENT])) == bits(rounds.aggregate(COUNTED, SENT))
 

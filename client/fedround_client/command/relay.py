@@ -34,6 +34,14 @@ def relay(
     parent_insecure: Annotated[
         bool, typer.Option("--parent-insecure", help="Use plaintext to the parent, even on another machine.")
     ] = False,
+    training_id: Annotated[
+        str | None,
+        typer.Option(
+            "--training",
+            metavar="ID",
+            help="Take part in this training of the parent only, until it ends; by default in all, one round at a time.",
+        ),
+    ] = None,
     min_updates: Annotated[
         int, typer.Option(min=1, help="Send nothing if fewer participants have submitted at the deadline.")
     ] = RelayOptions.min_updates,
@@ -62,7 +70,7 @@ def relay(
 
     --server is the relay's own server, at which --token is that of an actor that has no other trainings. All users with
     the role CLIENT there take part. The command runs until it is interrupted, and may be killed and started again at
-    any moment.
+    any moment. It runs one round after another; with --training, several of it serve trainings side by side.
     """
     session = Session(
         server=parent,
@@ -75,4 +83,4 @@ def relay(
     )
     options = RelayOptions(min_updates, margin, absent_after, parse_labels(label or []), allow_relays)
     with client_of(context) as own, session.client() as upstream, live_messages("relaying"):
-        upstream.relay(own, options)
+        upstream.relay(own, options, training_id=training_id)

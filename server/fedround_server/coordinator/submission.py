@@ -20,10 +20,11 @@ from fedround_server.domain.errors import (
     UpdateStale,
     UpdateSuperseded,
 )
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.domain.partial_sum import check_num_updates
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.update import MetricValue, NewUpdate, Update
+from fedround_server.engine.jobs import SumCheck
 from fedround_server.failpoints import reached
 from fedround_server.store.queries.submission import Admission
 from fedround_server.wakeups import for_actor
@@ -135,6 +136,7 @@ class Submissions:
             model=None if new.is_sum else admission.model,
             expected=admission.tensors,
             check_metadata=partial(check_num_updates, new.num_updates) if new.is_sum else None,
+            sums=_sum_check(new, admission.tensors.manifest) if new.is_sum and new.num_examples else None,
         )
         reached("update.replying")
         return update
@@ -177,3 +179,8 @@ class Submissions:
         self._context.hub.notify(for_actor(training_id))
         if closed:
             self._aggregations.start(training_id)
+
+
+def _sum_check(new: NewUpdate, tensors: Manifest) -> SumCheck:
+    dtypes = {name: spec.dtype for name, spec in tensors.items() if spec.dtype.is_floating}
+    return SumCheck(dtypes, new.num_examples)

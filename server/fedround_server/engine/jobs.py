@@ -6,7 +6,7 @@ from typing import Any
 
 from fedround_server.blobs import FileRef, StagedBlob
 from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState, UpdateFacts
-from fedround_server.domain.model import BlobRef, VersionFile
+from fedround_server.domain.model import BlobRef, Dtype, VersionFile
 from fedround_server.domain.prediction import Array
 from fedround_server.domain.swag_moments import SwagMoments
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
@@ -33,8 +33,21 @@ class PredictionFault(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class SumCheck:
+    """What a partial sum is the sum of.
+
+    Attributes:
+        dtypes: The types that the floating tensors have in the model.
+        num_examples: Its number of examples, >= 1.
+    """
+
+    dtypes: Mapping[str, Dtype]
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True)
 class CheckJob:
-    """A file whose numbers are to be compared with those of models.
+    """A file whose numbers are to be compared with those of models, or with what a partial sum may have.
 
     Attributes:
         file: The file, whose header has been accepted.
@@ -43,6 +56,7 @@ class CheckJob:
         model: A model that has the file's tensors, whose NaN and Inf the file may have in the same places.
         block_sizes: How many numbers of the file share a scale, by the name of a tensor of int8 differences.
         beside: What precedes the names of tensors that neither the origin nor the model has; empty if there are none.
+        sums: What the file is the sum of, if it is a partial sum; then there is neither an origin nor a model.
     """
 
     file: FileRef
@@ -51,6 +65,7 @@ class CheckJob:
     model: VersionFile | None = None
     block_sizes: Mapping[str, int] = field(default_factory=dict)
     beside: str = ""
+    sums: SumCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +74,8 @@ class CheckResult:
 
     Attributes:
         not_finite: The name of a tensor that contains NaN or Inf; then nothing else is known.
-        problem: What is wrong with int8 differences or their scales; then nothing else is known.
+        problem: What is wrong with int8 differences or their scales, or with the components of a partial sum; then
+            nothing else is known.
         norm: How far the file is from its origin: the L2 norm of the difference over all floating tensors; 0 without an
             origin.
     """

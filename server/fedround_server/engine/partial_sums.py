@@ -78,7 +78,8 @@ def write_sum(files: BlobFiles, target: Path, computation: Computation, weights:
     layout = source.result.layout
     manifest = {name: layout.manifest[name] for name in in_order(layout)}
     # Participants may claim more updates than a parent takes. With one example each, these are as many as count.
-    num_updates = min(sum(_updates_in(source)), MAX_NUM_EXAMPLES)
+    # Without any that counts, it still is a sum: without weight, as an update without examples is.
+    num_updates = min(sum(_updates_in(source)) or 1, MAX_NUM_EXAMPLES)
     metadata = {NUM_EXAMPLES: str(sum(weights)), NUM_UPDATES: str(num_updates)}
     for components in COMPONENTS:
         header = make_header(sum_tensors(manifest, components), metadata)

@@ -64,8 +64,11 @@ def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:
         BlobDamaged: The origin is not what was stored.
     """
     from fedround_server.engine.check import check_numbers
+    from fedround_server.engine.check_sums import check_sums
     from fedround_server.engine.format.versions import open_version
 
+    if job.sums is not None:
+        return check_sums(files.local_path(job.file), job.sums)
     with ExitStack() as stack:
         origin = None if job.origin is None else stack.enter_context(open_version(files, job.origin))
         model = None if job.model is None else stack.enter_context(open_version(files, job.model))

@@ -35,7 +35,7 @@ from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.update import NormBound
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import Layout
-from fedround_server.engine.jobs import CheckJob, CheckResult
+from fedround_server.engine.jobs import CheckJob, CheckResult, SumCheck
 from fedround_server.failpoints import reached
 
 __all__ = ["Incoming", "Received", "Uploads"]
@@ -76,18 +76,19 @@ class _Upload(Generic[R]):
     allow_non_finite: bool
     expected: ExpectedTensors | None
     check_metadata: Callable[[Mapping[str, str]], None] | None
+    sums: SumCheck | None
 
     @property
     def is_small(self) -> bool:
         """Whether it is kept in memory until it is whole: an update that the server's own process can check."""
-        needs_worker = self.bound is not None or self.model is not None
+        needs_worker = self.bound is not None or self.model is not None or self.sums is not None
         return self.expected is not None and not needs_worker and self.incoming.is_small and not self.incoming.offset
 
     def check_numbers(self, found: CheckResult) -> bool:
         """Returns whether all numbers are finite, by what was found in them.
 
         Raises:
-            UpdateMismatch: It has int8 differences or scales that are out of range.
+            UpdateMismatch: It has int8 differences or scales that are out of range, or is no sum of updates.
             UpdateNotFinite: A number is not finite, and that is not allowed.
         """
         if found.problem is not None:
@@ -101,7 +102,7 @@ class _Upload(Generic[R]):
         scaled = {} if self.expected is None else self.expected.scaled(layout.manifest)
         beside = "" if self.expected is None else self.expected.beside
         origin, prefix = (None, "") if self.bound is None else (self.bound.origin, self.bound.prefix)
-        return CheckJob(writer.staged.file, origin, prefix, self.model, scaled, beside)
+        return CheckJob(writer.staged.file, origin, prefix, self.model, scaled, beside, self.sums)
 
 
 class Uploads:
@@ -155,6 +156,7 @@ class Uploads:
         allow_non_finite: bool = False,
         expected: ExpectedTensors | None = None,
         check_metadata: Callable[[Mapping[str, str]], None] | None = None,
+        sums: SumCheck | None = None,
     ) -> R:
         """Receives a file, and has it accepted once it is on disk, complete, checked and a blob.
 
@@ -170,6 +172,7 @@ class Uploads:
             allow_non_finite: Whether it may have NaN and Inf anywhere.
             expected: The tensors of an update; None for another file.
             check_metadata: Raises an error about metadata that is not acceptable; None for any.
+            sums: What the file is the sum of, if it is a partial sum.
 
         Raises:
             FieldInvalid: There are more bytes than declared, or none.
@@ -190,7 +193,7 @@ class Uploads:
         """
         user_id, upload_id = incoming.user_id, incoming.upload_id
         ref = StagedRef(f"upload-{next(self._numbers)}") if upload_id is None else UploadRef(user_id, upload_id)
-        upload = _Upload(incoming, ref, check, accept, bound, model, allow_non_finite, expected, check_metadata)
+        upload = _Upload(incoming, ref, check, accept, bound, model, allow_non_finite, expected, check_metadata, sums)
         async with self._attempts.begin(user_id, ref):
             is_update = incoming.training_id is not None
             with self.space.reserve(user_id, ref, incoming.offset, is_update=is_update) as space:
@@ -307,7 +310,7 @@ def _is_decided(found: CheckResult, job: CheckJob) -> bool:
     """Returns whether a file is acceptable or not whatever the models of a job are, by what its own bytes show."""
     if found.problem is not None:
         return True
-    return job.origin is None if found.not_finite is None else job.model is None
+    return job.origin is None and job.sums is None if found.not_finite is None else job.model is None
 
 
 def _not_finite(tensor: str, incoming: Incoming, model: VersionFile | None) -> UpdateNotFinite:

@@ -142,7 +142,7 @@ def _check_base(row: RoundRow, new: NewUpdate | NewReport) -> None:
 
 def _check_content(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport) -> None:
     spec = to_spec(training.spec)
-    most = _most_examples(spec, new)
+    most = _most_examples(spec, row, new)
     if not 0 <= new.num_examples <= most:
         raise NumExamples(new.num_examples, most)
     numbers = {name for name, value in new.metrics.items() if is_number(value)}
@@ -152,7 +152,7 @@ def _check_content(training: TrainingRow, row: RoundRow, new: NewUpdate | NewRep
     kept_inputs(training, row, new)
 
 
-def _most_examples(spec: TrainingSpec, new: NewUpdate | NewReport) -> int:
+def _most_examples(spec: TrainingSpec, row: RoundRow, new: NewUpdate | NewReport) -> int:
     """Returns how many examples a submission may have.
 
     Raises:
@@ -166,7 +166,9 @@ def _most_examples(spec: TrainingSpec, new: NewUpdate | NewReport) -> int:
             f"is {new.num_updates}, for a partial sum, and the training takes none: its actor has to create it with"
             " allow_relays",
         )
-    return min(new.num_updates * spec.max_num_examples, MAX_SUM_EXAMPLES)
+    # An equal share of what a round may have together, so that no participant makes it fail by what it claims.
+    members = max(row.members, row.population or 0, 1)
+    return min(new.num_updates * spec.max_num_examples, MAX_SUM_EXAMPLES // members)
 
 
 def kept_inputs(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport) -> dict[str, Any]:
