@@ -119,7 +119,8 @@ class Relay(TrainingCalls, ModelCalls, RoundCalls):
         started = round_.started
         if started.kind not in (ROUND_KIND_TRAIN, ROUND_KIND_EVALUATE):
             raise NoSum("UNSUPPORTED_ROUND", f"A relay runs no rounds of kind {kind_name(started)}.")
-        if not round_.spec.allow_relays:
+        # Reports have no sums: so the participants of a relay may be relays when it evaluates.
+        if not round_.evaluates and not round_.spec.allow_relays:
             raise NoSum("RELAYS_NOT_ALLOWED", "The training takes no sums: its actor creates it with allow_relays.")
         self._trainings.remove_others(round_)
         info = started.model

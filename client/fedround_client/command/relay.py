@@ -10,6 +10,7 @@ import typer
 
 from fedround_client.command.labels import parse_labels
 from fedround_client.command.live import live_messages
+from fedround_client.command.names import training_id
 from fedround_client.command.session import Session, client_of
 from fedround_client.relay_round import RelayOptions
 
@@ -34,12 +35,12 @@ def relay(
     parent_insecure: Annotated[
         bool, typer.Option("--parent-insecure", help="Use plaintext to the parent, even on another machine.")
     ] = False,
-    training_id: Annotated[
+    training: Annotated[
         str | None,
         typer.Option(
-            "--training",
-            metavar="ID",
-            help="Take part in this training of the parent only, until it ends; by default in all, one round at a time.",
+            metavar="TRAINING",
+            help="Name or id of a training of the parent: take part in this one only, until it ends; by default in all,"
+            " one round at a time.",
         ),
     ] = None,
     min_updates: Annotated[
@@ -83,4 +84,4 @@ def relay(
     )
     options = RelayOptions(min_updates, margin, absent_after, parse_labels(label or []), allow_relays)
     with client_of(context) as own, session.client() as upstream, live_messages("relaying"):
-        upstream.relay(own, options, training_id=training_id)
+        upstream.relay(own, options, training_id=training and training_id(upstream, training))
