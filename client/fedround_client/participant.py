@@ -108,6 +108,8 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         self._checked: set[str] = set()
         # Trainings whose position the server has forgotten, as long as nothing has come of them since.
         self._forgotten: set[str] = set()
+        # Trainings that have finished, and may be removed later.
+        self._finished: set[str] = set()
         # What this participant knows of trainings, by their ids, for messages.
         self._planned: dict[str, int] = {}
         self._names: dict[str, str] = {}
@@ -233,10 +235,14 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             self._forget(event.training_id)
             if self._until_finished:
                 raise error
-            logger.warning("The participation in training %s has ended: %s", self._name(event.training_id), error)
+            # A relay removes the training of each round.
+            level = logging.DEBUG if event.training_id in self._finished else logging.WARNING
+            self._finished.discard(event.training_id)
+            logger.log(level, "The participation in training %s has ended: %s", self._name(event.training_id), error)
         if kind != "training_finished":
             return None
         finished = event.training_finished
+        self._finished.add(event.training_id)
         name = self._name(event.training_id)
         how = "was stopped by its actor" if finished.stopped else "is finished"
         logger.info("Training %s %s: the model has version %d", name, how, finished.model_version)

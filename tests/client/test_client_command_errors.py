@@ -75,6 +75,12 @@ def test_a_missing_token_is_json_too():
     assert (result.exit_code, json.loads(result.stderr)["reason"]) == (1, "TOKEN_MISSING")
 
 
+def test_a_relay_names_the_token_that_is_missing():
+    result = CliRunner().invoke(app, ["relay", "--parent", "127.0.0.1:1"], env={"FEDROUND_TOKEN": "fr_x"})
+    assert result.exit_code == 1
+    assert "TOKEN_MISSING: Set FEDROUND_PARENT_TOKEN, or pass --parent-token-file" in result.stderr
+
+
 @pytest.mark.parametrize("line", [["user", "list", HOSTILE], ["user", HOSTILE], [f"--{HOSTILE}"]])
 def test_errors_of_the_command_line_are_escaped(line):
     result = CliRunner().invoke(app, line)

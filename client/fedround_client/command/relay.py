@@ -16,6 +16,11 @@ from fedround_client.relay_round import RelayOptions
 
 TOKEN_VARIABLE = "FEDROUND_PARENT_TOKEN"  # noqa: S105 - the name of a variable
 
+WITHOUT = (
+    f"Set {TOKEN_VARIABLE}, or pass --parent-token-file, for the relay's user at the parent; or --parent-tls-cert, if"
+    " the parent knows it by its certificate."
+)
+
 
 def relay(
     context: typer.Context,
@@ -83,5 +88,5 @@ def relay(
         insecure=parent_insecure,
     )
     options = RelayOptions(min_updates, margin, absent_after, parse_labels(label or []), allow_relays)
-    with client_of(context) as own, session.client() as upstream, live_messages("relaying"):
+    with client_of(context) as own, session.client(WITHOUT) as upstream, live_messages("relaying"):
         upstream.relay(own, options, training_id=training and training_id(upstream, training))

@@ -21,6 +21,12 @@ from fedround_client.errors import TokenMissing
 
 _GIVEN = "fedround.global_options"
 """Key of the context's meta: the global options that stand after the command, by name."""
+WITHOUT = (
+    "Set FEDROUND_TOKEN, or pass --token-file; or --tls-cert, if the server knows you by your certificate."
+    " The first start of a server writes the admin's token to DATA_DIR/admin.token, by default"
+    " fedround-data/admin.token on the server's machine."
+)
+"""What is said if there is neither a token nor a certificate."""
 
 
 class Group(TyperGroup):
@@ -91,8 +97,11 @@ class Session:
         insecure = True if self.insecure else None
         return parse_targets(self.server, self.tls_ca, self.tls_cert, self.tls_key, insecure)
 
-    def client(self) -> Client:
+    def client(self, without: str = WITHOUT) -> Client:
         """Returns the client.
+
+        Args:
+            without: What to say if there is neither a token nor a certificate.
 
         Raises:
             TokenMissing: Neither an option nor the environment has a token or a certificate.
@@ -103,9 +112,7 @@ class Session:
             raise TokenMissing(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "TOKEN_MISSING",
-                "Set FEDROUND_TOKEN, or pass --token-file; or --tls-cert, if the server knows you by your certificate."
-                " The first start of a server writes the admin's token to DATA_DIR/admin.token, by default"
-                " fedround-data/admin.token on the server's machine.",
+                without,
             )
         try:
             return connect(
