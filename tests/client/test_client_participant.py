@@ -309,18 +309,6 @@ def test_without_until_finished_it_continues_with_other_trainings(server):
     assert type(rounds.error()) is TokenInvalid
 
 
-def test_a_finished_training_that_is_removed_is_nothing_to_warn_of(server, caplog):
-    caplog.set_level(logging.INFO)
-    rounds = Rounds(server, training_id=None, until_finished=False)
-    removed = event_pb2.TrainingRemoved()
-    rounds.send(finished(1))
-    rounds.send(Event(training_id=TRAINING, sequence=2, training_removed=removed))
-    rounds.send(Event(training_id=OTHER, sequence=1, training_removed=removed))
-    until(lambda: "has ended" in caplog.text)
-    assert [one.levelname for one in caplog.records if "has ended" in one.message] == ["WARNING"]
-    assert f"participation in training {OTHER} has ended" in caplog.text
-
-
 def test_an_expired_cursor_restarts_at_the_current_round(server):
     rounds = Rounds(server)
     rounds.run_round(5, 0)

@@ -1,6 +1,7 @@
 """How a relay names what it makes at its own server, and what it reads of a sum."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -8,7 +9,10 @@ from unittest.mock import Mock
 import grpc
 import pytest
 
-from fedround.v1.event_pb2 import RoundStarted
+from client.rounds import Rounds, finished
+from client.scripted import OTHER, Server, until
+from client.scripted import TRAINING as SCRIPTED
+from fedround.v1.event_pb2 import Event, RoundStarted, TrainingRemoved
 from fedround.v1.training_pb2 import TRAINING_STATE_INITIAL, Training, TrainingSpec
 from fedround_client.errors import FieldInvalid
 from fedround_client.relay_round import RelayOptions, RelayRound
@@ -68,3 +72,17 @@ def test_counts_are_read_from_the_metadata(tmp_path: Path) -> None:
     path = tmp_path / "sum.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     assert _read_counts(path) == {"num_examples": 2**53, "num_updates": 7}
+
+
+def test_participants_are_not_warned_of_the_removal_of_a_finished_training(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    rounds = Rounds(server, training_id=None, until_finished=False)
+    removed = TrainingRemoved()
+    rounds.send(finished(1))
+    rounds.send(Event(training_id=SCRIPTED, sequence=2, training_removed=removed))
+    rounds.send(Event(training_id=OTHER, sequence=1, training_removed=removed))
+    until(lambda: "has ended" in caplog.text)
+    assert [one.levelname for one in caplog.records if "has ended" in one.message] == ["WARNING"]
+    assert f"participation in training {OTHER} has ended" in caplog.text
