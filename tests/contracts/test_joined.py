@@ -11,13 +11,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import peewee
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregations import FED_AVG
-from calls import until
 from contracts.audits import chain_of, check
 from contracts.test_growth import Meter
 from contracts.world import World, new_id, update
@@ -377,61 +375,6 @@ async def test_if_the_database_is_lost_none_is_accepted_and_none_runs_again(
     # Each may take as long as a connection may.
     assert len(asked) <= 2
     assert (await store.trainings.get(training.training_id, actor)).updates_arrived == 0
-
-
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-async def test_those_that_come_while_the_training_is_locked_share_one_transaction(
-    world: World, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    actor, users, training = await world.running(9)
-    begun: list[None] = []
-    begin_one = Transactions.begin
-
-    def noted(self: Transactions) -> Any:
-        begun.append(None)
-        return begin_one(self)
-
-    with psycopg.connect(store._database._url) as other, monkeypatch.context() as patch:
-        other.execute("SELECT * FROM training WHERE training_id = %s FOR UPDATE", (training.training_id,))
-        patch.setattr(Transactions, "begin", noted)
-        calls = [submit(world, training, users, Submit(0))]
-        await asyncio.to_thread(wait_for_a_lock, store._database._url)
-        calls += [submit(world, training, users, Submit(user)) for user in range(1, 8)]
-        await asyncio.sleep(0)
-        assert begun == [None]
-        other.commit()
-        outcomes = await asyncio.gather(*calls)
-        assert begun == [None]
-    assert [closed for _, closed in outcomes] == [False] * 8
-    assert (await store.trainings.get(training.training_id, actor)).updates_arrived == 8
-    await check(store)
-
-
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-async def test_those_that_wait_for_others_of_their_group_are_run_before_the_database_is_closed(
-    world: World, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, users, training = await world.running(9)
-    monkeypatch.setattr("fedround_server.store.db.run.MAX_GROUP", 1)
-    database = store._database
-    with psycopg.connect(database._url) as other:
-        other.execute("SELECT * FROM training WHERE training_id = %s FOR UPDATE", (training.training_id,))
-        calls = [submit(world, training, users, Submit(user)) for user in range(3)]
-        await asyncio.to_thread(wait_for_a_lock, database._url)
-        await asyncio.to_thread(until, database._executor._work_queue.empty)
-        closing = asyncio.create_task(asyncio.to_thread(database.close))
-        await asyncio.to_thread(until, lambda: database._executor._shutdown)
-        other.commit()
-        outcomes = await asyncio.gather(*calls)
-        await closing
-    assert [closed for _, closed in outcomes] == [False] * 3
-
-
-def wait_for_a_lock(url: str) -> None:
-    """Waits until a session waits for the lock of another one."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    with psycopg.connect(url, autocommit=True) as connection:
-        until(lambda: connection.execute(waiting).fetchone() == (1,))
 
 
 async def test_many_at_once_are_accepted_in_one_order(world: World, store: Store) -> None:
