@@ -14,7 +14,7 @@ READERS = {
     *("model.prepare", "model.get", "model.get_version", "model.page_versions", "model.page", "model.metrics"),
     *("model.predicts_with", "model.digests_in_use"),
     *(
-        "submission.admit",
+        *("submission.admit", "submission.check_part"),
         "round.find_aggregation",
         "round.assigned",
         "round.control_variate",

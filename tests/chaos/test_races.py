@@ -59,12 +59,25 @@ async def race(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
         def waits(self: Transactions, attempt: Attempt) -> Any:
             (call,) = attempt.calls
+            waited: list[None] = []
+
+            def wait() -> None:
+                # Once, also if it is run by itself since it cannot be joined.
+                if not waited:
+                    waited.append(None)
+                    barrier.wait()
 
             def behind() -> Any:
-                barrier.wait()
+                wait()
                 return call.verb()
 
-            return run(self, Attempt([replace(call, verb=behind)]))
+            def joined(*arguments: Any) -> Any:
+                wait()
+                return joint.run(*arguments)
+
+            joint = call.joint
+            late = replace(call, verb=behind, joint=None if joint is None else replace(joint, run=joined))
+            return run(self, replace(attempt, calls=[late]))
 
         # Each waits in a transaction of its own.
         monkeypatch.setattr(Call, "group", property(lambda self: self))

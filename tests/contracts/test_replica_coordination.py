@@ -162,6 +162,11 @@ async def test_other_replicas_are_told_how_much_has_arrived(
             await eventually_told([((training_id, 3, (1 << 20) + 1),)])
         # Its participant may go on at another replica, where the rest arrives.
         coordination.context.presence.end_call(user, coordination.clock.now())
+        await eventually_told([((training_id, 3, (1 << 20) + 1),)])
+        before = store.replica_id
+        end_lease(database, str(before))
+        await eventually(lambda: store.replica_id not in (before, None))
+        await eventually_told([((training_id, 3, (1 << 20) + 1),)])
         progress.forget(training_id)
         await eventually_told([()])
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -97,7 +98,10 @@ async def test_if_the_one_that_asks_for_all_is_rejected_the_others_ask(one: Coor
         await submit(one, training, user, file(0))
     await one.until(users[0], training.training_id, lambda found: found.round > 0)
     await submit(one, training, users[0], file(1), number=1)
-    one.context.admissions._trainings._items.clear()
+    # As if all came when the round begins, and that of the round before is known.
+    items = one.context.admissions._trainings._items
+    terms = items[training.training_id]
+    items[training.training_id] = replace(terms, admission=replace(terms.admission, round=0))
     outcomes = await asyncio.gather(
         *(submit(one, training, user, file(2), number=1) for user in users), return_exceptions=True
     )

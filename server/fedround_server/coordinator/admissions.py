@@ -45,7 +45,7 @@ class Admissions:
 
     def find(self, new: NewUpdate) -> Terms | None:
         """Returns the terms of an update; None if the database is to be asked."""
-        if not self.knows(new):
+        if not self.knows(new.training_id, new.user_id):
             return None
         terms = self._trainings.find(new.training_id)
         return terms if terms is not None and terms.admission.round == new.round else None
@@ -58,9 +58,13 @@ class Admissions:
             self.know(new.training_id, new.user_id)
         return terms
 
-    def knows(self, new: NewUpdate) -> bool:
-        """Returns whether the user of an update is known to see its training."""
-        return self._users.find((new.training_id, new.user_id)) is not None
+    def shares_terms(self, new: NewUpdate) -> bool:
+        """Returns whether an update probably has the terms of the others of its round, as in the round before."""
+        return self.knows(new.training_id, new.user_id) and self._trainings.find(new.training_id) is not None
+
+    def knows(self, training_id: str, user_id: str) -> bool:
+        """Returns whether a user is known to see a training."""
+        return self._users.find((training_id, user_id)) is not None
 
     def know(self, training_id: str, user_id: str) -> None:
         """Records that a user sees a training: it has read its log, or has submitted an update."""

@@ -174,6 +174,8 @@ class Replicas:
         changed = self._context.presence.take_changes()
         users = self._context.presence.users_here() if changed is None else changed
         users |= self._sample_uploads()
+        if changed is None:
+            users |= self._uploads.keys()
         news = list(self._news(users))
         try:
             for start in range(0, len(news), BATCH):

@@ -26,7 +26,6 @@ from fedround_server.domain.report import NewReport
 from fedround_server.domain.update import MetricValue, NewUpdate, Update
 from fedround_server.engine.jobs import SumCheck
 from fedround_server.failpoints import reached
-from fedround_server.store.queries.submission import Admission
 from fedround_server.wakeups import for_actor
 
 
@@ -78,15 +77,15 @@ class Submissions:
         # A large file is not received for nothing.
         known = await self._find_terms(new) if incoming.is_small and not incoming.offset else None
         if known is None:
-            terms = await self._ask_terms(new, incoming)
+            terms = await self._admit(new, incoming)
             return terms if isinstance(terms, Update) else await self._receive(new, incoming, terms)
         try:
             return await self._receive(new, incoming, known)
         except (InvalidArgument, DataLoss, ResourceExhausted):
             # What is wrong with the file, or that there is no room, matters only if the update would be accepted.
-            admission = await self._admit(new, incoming)
-            if isinstance(admission, Update):
-                return admission
+            terms = await self._admit(new, incoming)
+            if isinstance(terms, Update):
+                return terms
             raise
 
     async def _find_terms(self, new: NewUpdate) -> Terms | None:
@@ -95,29 +94,29 @@ class Submissions:
         When a round begins, many updates arrive at once: the others wait for the answer to the first one.
         """
         asked = self._asked.get((new.training_id, new.round))
-        if asked is not None and self._admissions.knows(new) and self._admissions.find(new) is None:
+        if asked is not None and self._admissions.shares_terms(new):
             await asked.wait()
         return self._admissions.find(new)
 
-    async def _ask_terms(self, new: NewUpdate, incoming: Incoming) -> Terms | Update:
-        """Asks the database what an update must be; returns the same update if it was accepted before."""
+    async def _admit(self, new: NewUpdate, incoming: Incoming) -> Terms | Update:
+        """Returns what an update must be, as the database says; or the same update, if it was accepted before."""
+        try:
+            return await self._ask(new)
+        except (RoundNotOpen, NotInCohort, UpdateExists, UpdateStale, UpdateSuperseded):
+            # The remains of an earlier attempt would count against the user's limit for a day.
+            await self._uploads.abandon(incoming.user_id, incoming.upload_id)
+            raise
+
+    async def _ask(self, new: NewUpdate) -> Terms | Update:
         key, answered = (new.training_id, new.round), asyncio.Event()
         is_first = self._asked.setdefault(key, answered) is answered
         try:
-            admission = await self._admit(new, incoming)
+            admission = await self._store.admit(new)
             return admission if isinstance(admission, Update) else self._admissions.add(new, admission)
         finally:
             answered.set()
             if is_first:
                 del self._asked[key]
-
-    async def _admit(self, new: NewUpdate, incoming: Incoming) -> Admission | Update:
-        try:
-            return await self._store.admit(new)
-        except (RoundNotOpen, NotInCohort, UpdateExists, UpdateStale, UpdateSuperseded):
-            # The remains of an earlier attempt would count against the user's limit for a day.
-            await self._uploads.abandon(incoming.user_id, incoming.upload_id)
-            raise
 
     async def _receive(self, new: NewUpdate, incoming: Incoming, terms: Terms) -> Update:
         admission = terms.admission
@@ -169,6 +168,10 @@ class Submissions:
 
     async def _accept_report(self, new: NewReport) -> None:
         report_id = self._context.new_id()
+        if not self._admissions.knows(new.training_id, new.user_id):
+            # Others that report wait for each other: how long that takes must not tell who has no part in it of them.
+            await self._store.check_part(new.training_id, new.user_id)
+            self._admissions.know(new.training_id, new.user_id)
         with self._context.traces.span("commit"):
             report, closed = await self._store.submit_report(report_id, new, self._context.clock.now())
         self._context.counters.reports_accepted += report.report_id == report_id

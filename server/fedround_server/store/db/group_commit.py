@@ -71,11 +71,6 @@ class Call:
         return self if self.joint is None else self.joint.key
 
 
-def none(_calls: Sequence[Call]) -> Sequence[Call]:
-    """Returns no calls."""
-    return ()
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The result of a call, and what it has changed; or its error."""
@@ -90,13 +85,15 @@ class Attempt:
     """An attempt to run the first ones of some calls.
 
     Attributes:
-        calls: The calls; those that can be run with them are appended if they come meanwhile.
+        calls: The calls.
         together: Whether several may be run, with the same statements. It becomes False if that is not possible: then
             the first one is run by itself.
+        grows: Whether calls that come while the first ones wait for a lock are appended, to be run with them.
     """
 
     calls: list[Call]
     together: bool = False
+    grows: bool = False
 
 
 Run = Callable[[Attempt], Sequence[Outcome]]
@@ -110,7 +107,7 @@ class Transactions:
         self,
         database: Connections,
         now: Callable[[], datetime],
-        more: Callable[[Sequence[Call]], Sequence[Call]] = none,
+        more: Callable[[Sequence[Call]], Sequence[Call]],
     ) -> None:
         """Connects nothing yet.
 
@@ -197,10 +194,11 @@ class Transactions:
         return outcomes
 
     def _run(self, attempt: Attempt) -> Sequence[Outcome]:
+        """Runs calls in the transaction that has begun; returns the outcomes of those that were run."""
         calls = attempt.calls
         for call in calls:
             reached(f"{call.name}.begun")
-        changes = self._run_together(calls) if attempt.together else ()
+        changes = self._run_together(attempt) if attempt.together else ()
         if not changes:
             # Nothing was changed, so the first one can be run in the same transaction.
             attempt.together = False
@@ -211,12 +209,12 @@ class Transactions:
             reached(f"{call.name}.written")
         return [Outcome(result, records=records) for result, records in changes]
 
-    def _run_together(self, calls: list[Call]) -> Sequence[Change]:
-        joints = [call.joint for call in calls if call.joint is not None]
+    def _run_together(self, attempt: Attempt) -> Sequence[Change]:
+        joints = [call.joint for call in attempt.calls if call.joint is not None]
 
         def more() -> Sequence[Arguments]:
-            others = self._more(calls)
-            calls.extend(others)
+            others = self._more(attempt.calls) if attempt.grows else ()
+            attempt.calls.extend(others)
             for call in others:
                 reached(f"{call.name}.begun")
             return [call.joint.args for call in others if call.joint is not None]
@@ -227,10 +225,12 @@ class Transactions:
         """Yields calls with their outcomes; those that may be run together are, up to one that cannot."""
         for _, group in groupby(calls, key=lambda call: call.group):
             left = list(group)
+            # Only at first: otherwise no caller would be answered as long as others come.
+            grows = left[0].joint is not None and not self._is_sqlite
             while left:
-                # A call that waits for a lock may not stay the only one.
-                attempt = Attempt(left, len(left) > 1 or (left[0].joint is not None and not self._is_sqlite))
+                attempt, grows = Attempt(left, len(left) > 1 or grows, grows), False
                 outcomes = run(attempt)
+                left = attempt.calls
                 if not attempt.together or not outcomes:
                     # What keeps the first one from it often holds for the others, too: a closed round, for example.
                     outcomes = [*outcomes, *_one_by_one(left[len(outcomes) :], run)]
@@ -242,11 +242,12 @@ class Transactions:
 
 def _failed(attempt: Attempt, error: BaseException) -> Sequence[Outcome]:
     """Returns the outcome of a call that has failed by itself; none for several, each of which is run again."""
-    if not attempt.together:
+    is_one = len(attempt.calls) == 1
+    if not attempt.together or (is_one and isinstance(error, StoreUnavailable)):
         return [Outcome(error=error)]
     # No caller is answered with it, so the operator is told.
-    name = attempt.calls[0].name
-    log.warning("%d calls of %s fail together, and are run one by one: %r", len(attempt.calls), name, error)
+    what = "a call fails as one of several" if is_one else f"{len(attempt.calls)} calls fail together"
+    log.warning("%s: %s, and each is run by itself: %r", attempt.calls[0].name, what, error)
     return ()
 
 

@@ -134,7 +134,12 @@ class Database:
         answered: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         call = Call(verb, name, acting.get(), answered, copy_context(), joint)
         self._waiting.add(call)
-        self._executor.submit(self._serve)
+        try:
+            self._executor.submit(self._serve)
+        except RuntimeError:
+            # The database is being closed: the call is not run.
+            answered.cancel()
+            raise
         return await answered
 
     def ask(
@@ -165,20 +170,22 @@ class Database:
 
     def _serve(self) -> None:
         """Runs the verbs of the next transaction, if any wait that no other thread runs."""
-        if calls := self._take():
+        while calls := self._take():
             try:
                 self._run(calls)
             finally:
-                if self._waiting.finish(calls):
-                    self._serve_again()
+                others_wait = self._waiting.finish(calls)
+            if not others_wait or self._serve_later():
+                return
 
-    def _serve_again(self) -> None:
-        """Has a thread run the calls that came while others of their group were run."""
+    def _serve_later(self) -> bool:
+        """Has a thread run the calls that came while others of their group were run; returns whether one will."""
         try:
             self._executor.submit(self._serve)
         except RuntimeError:
             # The executor is being shut down, and waits for what this thread does.
-            self._serve()
+            return False
+        return True
 
     def _take(self) -> list[Call]:
         """Takes the calls of one transaction: of SQLite all that wait, of PostgreSQL those that share statements."""

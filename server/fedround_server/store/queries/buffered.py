@@ -1,4 +1,4 @@
-"""Where updates of a training with buffering count; read while the training is locked."""
+"""Where updates of a training with buffering count; final if it is read while the training is locked."""
 
 from peewee import ModelSelect
 

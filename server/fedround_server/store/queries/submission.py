@@ -1,4 +1,4 @@
-"""Whether a submission may be accepted; read while its training is locked."""
+"""Whether a submission may be accepted; final if it is read while its training is locked."""
 
 import json
 from dataclasses import dataclass

@@ -66,9 +66,14 @@ def find_visible(training_id: str, user_id: str) -> TrainingRow:
     return _found(training_id, _visible.first(training_id, user_id))
 
 
+def find_locked(training_id: str, user_id: str) -> TrainingRow | None:
+    """Returns a training like `lock_visible`; None if there is no such training for the user."""
+    return _locked_visible.first(training_id, user_id)
+
+
 def lock_visible(training_id: str, user_id: str) -> TrainingRow:
     """Returns a training like `find_visible`, and locks it until the end of the transaction."""
-    return _found(training_id, _locked_visible.first(training_id, user_id))
+    return _found(training_id, find_locked(training_id, user_id))
 
 
 def lock_steered(training_id: str, actor_id: str) -> TrainingRow:

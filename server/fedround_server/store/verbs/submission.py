@@ -21,7 +21,7 @@ from fedround_server.store.queries.buffered import NextRoundAwaited, buffering_o
 from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_newcomers, find_round
 from fedround_server.store.queries.submission import Admission
-from fedround_server.store.queries.training import find_visible, lock_training, lock_visible
+from fedround_server.store.queries.training import find_locked, find_visible, lock_visible
 from fedround_server.store.tables.mapping import from_blob, to_report, to_spec, to_update
 from fedround_server.store.tables.schema import ACTOR, EventRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions, end_training
@@ -71,6 +71,16 @@ class SubmissionVerbs(Verbs):
             UpdateStale: Too many versions were made since the one that it started from (buffering).
         """
         return submission.admit(find_visible(new.training_id, new.user_id), new)
+
+    @snapshot
+    def check_part(self, training_id: str, user_id: str) -> None:
+        """Checks that a user takes, or took, part in a training, and waits for nothing that happens in it.
+
+        Raises:
+            TrainingNotFound: It does not.
+        """
+        if not took_part(find_visible(training_id, user_id), user_id):
+            raise TrainingNotFound(training_id)
 
     @joined(_submit_updates, _round_of)
     def submit_update(self, update_id: str, new: NewUpdate, now: datetime) -> tuple[Update, bool]:
@@ -170,7 +180,7 @@ def _submit_together(
     close the round.
     """
     _, new, _ = first[0]
-    training = lock_training(new.training_id)
+    training = find_locked(new.training_id, new.user_id)
     current = None if training is None else find_round(new.training_id, new.round)
     if training is None or current is None or not submission.takes_newcomers(training, current, new.submission):
         return []
