@@ -54,6 +54,7 @@ LAYERS = {
     "tls": layer("host", "grpc structlog"),
     "logs": layer("domain", "structlog"),
     **dict.fromkeys(("audit", "backup", "doctor", "objects"), layer("domain host blobs store config", "pydantic")),
+    "database": layer("domain host store"),
     "grpc_server": layer(
         "domain host counters traces coordinator methods interceptors services config tls",
         "fedround google.rpc grpc grpc_channelz grpc_health grpc_reflection",
