@@ -1,6 +1,7 @@
 """`python -m fedround_server.database`: what `fedround database` runs. It copies a SQLite database to PostgreSQL."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -48,7 +49,11 @@ def copy_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--data-dir", type=Path, required=True, help="The data directory of the server.")
-    parser.add_argument("--database", required=True, help="The URL of the PostgreSQL database.")
+    parser.add_argument(
+        "--database",
+        default=os.environ.get("FEDROUND_DATABASE", ""),
+        help="The URL of PostgreSQL; others can see arguments, so set FEDROUND_DATABASE if it has a password.",
+    )
     return parser
 
 

@@ -56,8 +56,12 @@ def test_all_tables_are_copied() -> None:
     assert not [table for table in TABLES if table._meta.auto_increment]
 
 
-def test_a_copy_has_all_rows(source: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(source, target) == 0
+def test_a_copy_has_all_rows(
+    source: Path, target: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Others can see arguments.
+    monkeypatch.setenv("FEDROUND_DATABASE", target)
+    assert command.main(["copy", "--data-dir", str(source)]) == 0
     assert "--database" in capsys.readouterr().out
     with closing(sqlite3.connect(source / "fedround.db")) as before, psycopg.connect(target) as after:
         for (name,) in before.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
