@@ -71,8 +71,7 @@ SUBLAYERS = ("tables", "db", "queries", "transitions", "verbs", "store", "__init
 DB_KNOWS_TABLES = "db/audit_trail.py"
 READS = {"select", "get_or_none", "get_by_id", "raw"}
 WRITES = {"create", "insert", "insert_many", "insert_from", "bulk_create", "update", "delete", "replace"}
-# Writes, whatever they are called on: `table.delete().execute()` too.
-WRITES_ON_ALL = {"save", "delete_instance", "execute"}
+WRITES_ON_ALL = {"save", "delete_instance", "execute"}  # also `table.delete().execute()`
 WRITE_FUNCTIONS = {"insert", "save", "record"}
 
 # What a participant has not installed, and what takes seconds to load.
