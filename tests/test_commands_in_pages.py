@@ -12,6 +12,7 @@ import typer
 from fedround_client.command import app
 from fedround_server.backup.__main__ import backup_parser, restore_parser
 from fedround_server.config import Settings
+from fedround_server.database import copy_parser as database_parser
 from fedround_server.objects import copy_parser
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,7 @@ PASSED_ON = {
     "demo": {"--output", "--rounds"},
     "backup": set(backup_parser()._option_string_actions),
     "restore": set(restore_parser()._option_string_actions),
+    "database": set(database_parser()._option_string_actions),
     "objects": set(copy_parser()._option_string_actions),
 }
 

@@ -54,6 +54,7 @@ LAYERS = {
     "tls": layer("host", "grpc structlog"),
     "logs": layer("domain", "structlog"),
     **dict.fromkeys(("audit", "backup", "doctor", "objects"), layer("domain host blobs store config", "pydantic")),
+    "database": layer("domain host store"),
     "grpc_server": layer(
         "domain host counters traces coordinator methods interceptors services config tls",
         "fedround google.rpc grpc grpc_channelz grpc_health grpc_reflection",
@@ -70,8 +71,7 @@ SUBLAYERS = ("tables", "db", "queries", "transitions", "verbs", "store", "__init
 DB_KNOWS_TABLES = "db/audit_trail.py"
 READS = {"select", "get_or_none", "get_by_id", "raw"}
 WRITES = {"create", "insert", "insert_many", "insert_from", "bulk_create", "update", "delete", "replace"}
-# Writes, whatever they are called on: `table.delete().execute()` too.
-WRITES_ON_ALL = {"save", "delete_instance", "execute"}
+WRITES_ON_ALL = {"save", "delete_instance", "execute"}  # also `table.delete().execute()`
 WRITE_FUNCTIONS = {"insert", "save", "record"}
 
 # What a participant has not installed, and what takes seconds to load.

@@ -267,6 +267,32 @@ async def test_many_users_are_told_of_with_few_statements(
         assert verbs.count("replica.publish_presence") == 1
 
 
+async def test_what_was_told_of_users_and_read_from_replicas_that_are_gone_is_dropped(
+    store: Store, tmp_path: Path, database: str
+) -> None:
+    async with joined(store, tmp_path, database) as (coordination, other):
+        presence, clock = coordination.context.presence, coordination.clock
+        following = coordination.coordinator.replicas
+        gone, connected, expected = new_id(), new_id(), new_id()
+        for user in (gone, connected):
+            presence.begin(user, clock.now())
+        presence.see(expected, clock.now())
+        presence.expect(expected, clock.now() + timedelta(hours=1))
+        tell(database, other, 0, UserPresence(new_id(), True, None))
+        await eventually(lambda: following._told.keys() >= {gone, connected, expected} and other.id in following._read)
+        presence.end(gone, clock.now())
+        await eventually(lambda: not following._told[gone].listening)
+        clock.advance(replicas.SEEN_INTERVAL)
+        await eventually(lambda: gone not in following._told)
+        assert following._told.keys() >= {connected, expected}
+        # It is told of again when it is back.
+        presence.begin(gone, clock.now())
+        await eventually(lambda: gone in following._told and following._told[gone].listening)
+        end_lease(database, other.id)
+        other.session.close()
+        await eventually(lambda: not following._read)
+
+
 async def test_the_round_of_a_dead_replica_is_aggregated(store: Store, tmp_path: Path, database: str) -> None:
     async with joined(store, tmp_path, database) as (coordination, other):
         coordination.engine.may_end.clear()

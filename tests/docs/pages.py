@@ -150,6 +150,7 @@ PAGES = {
             "fedround backup": "docs/backup.md",
             "fedround restore": "docs/backup.md",
             "fedround objects": "docs/objects.md",
+            "fedround database": "docs/scale-out.md",
             "fedround collect": "for admins",
             "fedround doctor --data-dir": "docs/operations.md",
         },

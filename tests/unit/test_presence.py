@@ -2,7 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
+from fedround_server.coordinator.elsewhere import KEPT
 from fedround_server.coordinator.presence import Presence
+from fedround_server.domain.replica import UserPresence
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 T1, T2, T3 = (T0 + timedelta(seconds=seconds) for seconds in (1, 2, 3))
@@ -71,3 +73,28 @@ def test_who_does_not_come_back_is_no_longer_counted() -> None:
     assert presence.num_expected() == 1
     assert presence.has_checked_in("b")
     assert not presence.has_checked_in("a")
+
+
+def test_when_users_were_seen_at_replicas_that_ended_is_kept_until_it_is_of_no_use() -> None:
+    presence = Presence()
+    elsewhere = presence.elsewhere
+    elsewhere.update("old", [UserPresence(user_id, False, T0) for user_id in "abcde"])
+    elsewhere.keep(["new"], T1)
+    assert len(elsewhere._seen) == 5
+    assert presence.last_seen("a", T1) == T0
+    # Seen elsewhere, connected elsewhere, seen here, removed.
+    elsewhere.update("new", [UserPresence("a", False, T2), UserPresence("b", True, None)])
+    presence.see("c", T2)
+    presence.forget("d")
+    assert elsewhere._seen == {"e": T0}
+    assert [presence.last_seen(user_id, T3) for user_id in "abcde"] == [T2, T3, T2, None, T0]
+    elsewhere.keep([], T0 + KEPT)
+    assert elsewhere._seen == {"a": T2, "b": T0 + KEPT}
+
+
+def test_an_earlier_time_at_another_replica_does_not_replace_a_later_one() -> None:
+    presence = Presence()
+    presence.elsewhere.update("old", [UserPresence("a", False, T2)])
+    presence.elsewhere.keep(["new"], T2)
+    presence.elsewhere.update("new", [UserPresence("a", False, T1)])
+    assert presence.last_seen("a", T3) == T2

@@ -18,6 +18,7 @@ from fedround_client.command import (
     collect,
     convert,
     dashboard,
+    database,
     demo,
     doctor,
     health,
@@ -67,6 +68,7 @@ app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)
 app.command("backup", context_settings=serve.PASS_THROUGH)(backup.backup)
 app.command("restore", context_settings=serve.PASS_THROUGH)(backup.restore)
 app.command("objects", context_settings=serve.PASS_THROUGH)(objects.objects)
+app.command("database", context_settings=serve.PASS_THROUGH)(database.database)
 app.command("demo", context_settings=serve.PASS_THROUGH)(demo.demo)
 
 

@@ -1,9 +1,12 @@
 """Who is connected to other replicas, as these told last."""
 
 from collections.abc import Collection, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from fedround_server.domain.replica import UserPresence
+
+KEPT = timedelta(days=366)
+"""How long it is known when a user was seen at a replica that has ended: `absent_after` is at most 365 days."""
 
 
 class Elsewhere:
@@ -12,7 +15,8 @@ class Elsewhere:
     def __init__(self) -> None:
         """Knows of no user."""
         self._users: dict[str, dict[str, UserPresence]] = {}
-        # Of replicas that have ended: when users were last seen there, and until when they are expected to check in.
+        # Of replicas that have ended: when users were last seen there, if they were seen nowhere since; and
+        # until when they are expected to check in.
         self._seen: dict[str, datetime] = {}
         self._expected: dict[str, datetime] = {}
 
@@ -53,12 +57,28 @@ class Elsewhere:
 
     def update(self, replica_id: str, users: Iterable[UserPresence]) -> None:
         """Records what a replica tells of users."""
-        self._users.setdefault(replica_id, {}).update({one.user_id: one for one in users})
+        told = self._users.setdefault(replica_id, {})
+        for one in users:
+            told[one.user_id] = one
+            if one.seen_time is None or one.seen_time >= self._seen.get(one.user_id, one.seen_time):
+                self.see(one.user_id)
+
+    def see(self, user_id: str) -> None:
+        """Records that a user was seen later than at any replica that has ended."""
+        self._seen.pop(user_id, None)
+
+    def forget(self, user_id: str) -> None:
+        """Forgets a user that was removed."""
+        self._seen.pop(user_id, None)
+        self._expected.pop(user_id, None)
 
     def keep(self, replica_ids: Collection[str], now: datetime) -> None:
         """Keeps what these replicas told; the users of all others were seen until now, and may still check in."""
         self._expected = {user_id: until for user_id, until in self._expected.items() if now < until}
-        for replica_id in self._users.keys() - set(replica_ids):
+        ended = self._users.keys() - set(replica_ids)
+        if ended:
+            self._seen = {user_id: seen for user_id, seen in self._seen.items() if now - seen < KEPT}
+        for replica_id in ended:
             for one in self._users.pop(replica_id).values():
                 seen = now if one.seen_time is None else one.seen_time
                 self._seen[one.user_id] = max(seen, self._seen.get(one.user_id, seen))

@@ -30,6 +30,7 @@ class Presence:
     def see(self, user_id: str, now: datetime) -> None:
         """Records that a user was seen."""
         self._seen[user_id] = now
+        self.elsewhere.see(user_id)
         self._news.add(user_id)
         self._mark(user_id)
 
@@ -126,6 +127,7 @@ class Presence:
         self._attributes.pop(user_id, None)
         self._expected.pop(user_id, None)
         self._news.discard(user_id)
+        self.elsewhere.forget(user_id)
 
     def take_changes(self) -> set[str] | None:
         """Returns the users whose presence here has changed since the last call; None for all of them."""

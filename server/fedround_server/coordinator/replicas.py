@@ -57,6 +57,7 @@ class Replicas:
         self._changed: set[str] | None = set()
         # What was told of users, and the version of the last row of it.
         self._told: dict[str, UserPresence] = {}
+        self._trimmed_at = context.clock.now()
         self._version = 0
         # How much of updates had arrived, at which time.
         self._uploads: dict[str, tuple[tuple[str, int, int], ...]] = {}
@@ -157,6 +158,7 @@ class Replicas:
             await self._access.learn(None if changed is None else changed - {""})
         before, self._others = self._others, {one.replica_id for one in self._context.peers.others}
         self._context.presence.elsewhere.keep(self._others, self._context.clock.now())
+        self._read = {replica_id: read for replica_id, read in self._read.items() if replica_id in self._others}
         if before - self._others:
             # What it has left is taken up at once.
             await self._rounds.reconcile()
@@ -187,11 +189,20 @@ class Replicas:
                     # All is to be told again, under the new id.
                     return
                 self._told.update((one.user_id, one) for one in batch)
+            self._trim_told()
         except Unavailable:
             self._context.presence.return_changes(changed)
             raise
         if news:
             reached("replica.told")
+
+    def _trim_told(self) -> None:
+        """Drops what was told of users that are gone, from time to time: what is told of them next is news anyway."""
+        now = self._context.clock.now()
+        if now - self._trimmed_at < SEEN_INTERVAL:
+            return
+        self._trimmed_at = now
+        self._told = {user_id: one for user_id, one in self._told.items() if _is_needed(one, now)}
 
     def _sample_uploads(self) -> set[str]:
         """Looks how much of updates has arrived, if that is due; returns the users of whom more has."""
@@ -251,3 +262,10 @@ class Replicas:
         elif fresh:
             self._context.hub.wake({NEW_TRAINING, *(user_id for user_id, _ in fresh)})
         self._registered = registered
+
+
+def _is_needed(told: UserPresence, now: datetime) -> bool:
+    """Returns whether what was told of a user decides what is told of it next."""
+    return (
+        told.is_listening(now) or told.seen_time is None or now - told.seen_time < SEEN_INTERVAL or bool(told.uploads)
+    )
