@@ -12,6 +12,8 @@ import numpy as np
 import fedround_client as fr
 from fedround_client.subscription import Subscription
 
+SETTLE_SECONDS = 60.0
+
 
 @dataclass
 class Loss:
@@ -66,6 +68,15 @@ class Followers:
         for follower in self._followers:
             follower.excuse(why)
 
+    def settle(self) -> None:
+        """Waits until all are told something again; one that is not has failed."""
+        end = time.monotonic() + SETTLE_SECONDS
+        for follower in self._followers:
+            while follower.is_waiting and time.monotonic() < end:
+                time.sleep(0.01)
+            if follower.is_waiting:
+                follower.failures.append(f"a subscriber is told nothing {SETTLE_SECONDS:.0f} s after the last kill")
+
     @property
     def failures(self) -> list[str]:
         """The errors that subscribers were given, none of which they should have been."""
@@ -106,6 +117,10 @@ class _Follower(threading.Thread):
         with self._lock:
             if self._loss is None and self._told is not None and self._told.replica.address == address:
                 self._loss = Loss(what, at, self._told)
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._loss is not None
 
     def excuse(self, why: str) -> None:
         with self._lock:
