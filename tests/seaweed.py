@@ -4,6 +4,7 @@ import atexit
 import functools
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -111,6 +112,10 @@ class Seaweed:
     @property
     def has_ended(self) -> bool:
         return self._process.poll() is not None
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal, such as SIGSTOP."""
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         """Kills it with SIGKILL."""
