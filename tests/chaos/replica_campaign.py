@@ -68,6 +68,7 @@ class Tally:
     pauses: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     silences: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    stretches: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     outages: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     settled: list[float] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
@@ -89,6 +90,7 @@ class Tally:
             "violations": self.violations,
             "points_not_reached": sorted(set(POINTS) - self.reached),
             "failover_seconds": _failovers(self.silences),
+            "longest_parts_of_failovers": _summary(self.stretches),
             "outage_seconds": _summary(self.outages),
             "settled_seconds": quantiles(self.settled),
         }
@@ -272,6 +274,8 @@ class ReplicaCampaign:
             self._tally.reached |= replica.server.reached
         for what, times in self._followers.silences.items():
             self._tally.silences[what] += times
+        for what, times in self._followers.stretches.items():
+            self._tally.stretches[what] += times
         self._count(facts, history)
         self._tally.violations += [f"seed {self._seed}: {one}" for one in found]
         return found

@@ -25,6 +25,9 @@ def described(tally: Tally) -> str:
         if what != "by_cause":
             figures = ", ".join(f"{name} {value}" for name, value in found.items())
             lines.append(f"failover in seconds, {what}: {figures}")
+    for what, found in summary["longest_parts_of_failovers"].items():
+        figures = ", ".join(f"{name} {value}" for name, value in found.items())
+        lines.append(f"their longest parts in which another replica and all parts served, {what}: {figures}")
     return "\n".join([*lines, ""])
 
 
