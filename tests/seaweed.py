@@ -4,6 +4,7 @@ import atexit
 import functools
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -35,6 +38,8 @@ OPTIONS = (
     *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=100", "-filer", "-s3"),
     # Neither other services, nor buckets that a test did not make.
     *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-s3.iam=false"),
+    # A restart takes 2 s instead of 12 s to 17 s.
+    *("-master.raftHashicorp", "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms"),
 )
 
 
@@ -72,6 +77,7 @@ class Seaweed:
             *(f"-s3.port={self._s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder / 's3.json'}"),
             *options,
         ]
+        self._has_users = not config
         self.start()
 
     @property
@@ -103,6 +109,14 @@ class Seaweed:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, cwd=self._folder)
         until(self._is_serving)
 
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal, such as SIGSTOP."""
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """Kills it with SIGKILL."""
         self._process.kill()
@@ -121,7 +135,30 @@ class Seaweed:
             self.make_bucket("tests")
         except (OSError, urllib.error.URLError):
             return False
-        return True
+        return not self._has_users or self._stores()
+
+    def _stores(self) -> bool:
+        """Whether it stores an object and returns it: its ports are open before it does."""
+        import obstore
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+
+        variables = self.environment()
+        store = S3Store(
+            "tests",
+            endpoint=variables["AWS_ENDPOINT_URL"],
+            region=variables["AWS_REGION"],
+            access_key_id=variables["AWS_ACCESS_KEY_ID"],
+            secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
+            client_options={"allow_http": True, "timeout": timedelta(seconds=5)},
+            retry_config={"max_retries": 0},
+        )
+        content = uuid4().bytes
+        try:
+            obstore.put(store, "is-serving", content, use_multipart=False)
+            return bytes(obstore.get(store, "is-serving").bytes()) == content
+        except (BaseError, OSError):
+            return False
 
 
 def weed() -> str:

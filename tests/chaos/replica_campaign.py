@@ -68,24 +68,39 @@ class Tally:
     pauses: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     silences: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    stretches: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     outages: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     settled: list[float] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
     violations: list[str] = field(default_factory=list)
 
+    def kinds(self) -> dict[str, int]:
+        """How often processes of each kind were killed; all places that are no kind are of replicas' servers."""
+        others = {kind: self.kills[kind] for kind in ("worker", *PARTS)}
+        return {"replica": self.kills.total() - sum(others.values()), **others}
+
     def summary(self) -> dict[str, Any]:
         """What a report has of it."""
         return {
             "kills": self.kills.total(),
+            "kills_by_kind": self.kinds(),
             "kills_by_place": dict(sorted(self.kills.items())),
             "pauses": dict(sorted(self.pauses.items())),
             **dict(sorted(self.counts.items())),
             "violations": self.violations,
             "points_not_reached": sorted(set(POINTS) - self.reached),
-            "failover_seconds": _summary(self.silences),
+            "failover_seconds": _failovers(self.silences),
+            "longest_parts_of_failovers": _summary(self.stretches),
             "outage_seconds": _summary(self.outages),
             "settled_seconds": quantiles(self.settled),
         }
+
+
+def _failovers(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """The silences while another replica and all parts served, all of them, and those of each cause."""
+    served = [time for what, times in seconds.items() if "," not in what for time in times]
+    every = [time for times in seconds.values() for time in times]
+    return {**_summary({"all": every, "another replica and all parts served": served}), "by_cause": _summary(seconds)}
 
 
 def _summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -133,12 +148,15 @@ class ReplicaCampaign:
             ]
             self._disturb(self._tally.kills.total() + kills)
             begin = time.monotonic()
+            if self._parts.store.has_ended:
+                self._parts.store.start()
             for replica in self._replicas:
                 replica.settle()
             self._ending.set()
             for end in ends:
                 end.result(TIMEOUT_SECONDS)
             self._tally.settled.append(time.monotonic() - begin)
+            self._followers.settle()
             for replica in self._replicas:
                 replica.stop()
             return self._check(history)
@@ -178,6 +196,9 @@ class ReplicaCampaign:
                     killing.result()
                     killing = None
                     strike_at = time.monotonic() + self._draw.uniform(0, STRIKE_SECONDS)
+                if killing is None and self._parts.store.has_ended:
+                    self._tally.counts["object_store_ended_by_itself"] += 1
+                    killing = pool.submit(self._parts.store.start)
                 if time.monotonic() >= strike_at and killing is None:
                     [what] = self._draw.choices(list(STRIKES), list(STRIKES.values()))
                     if what in PARTS:
@@ -253,6 +274,8 @@ class ReplicaCampaign:
             self._tally.reached |= replica.server.reached
         for what, times in self._followers.silences.items():
             self._tally.silences[what] += times
+        for what, times in self._followers.stretches.items():
+            self._tally.stretches[what] += times
         self._count(facts, history)
         self._tally.violations += [f"seed {self._seed}: {one}" for one in found]
         return found
@@ -260,7 +283,8 @@ class ReplicaCampaign:
     def _count(self, facts: Facts, history: History) -> None:
         counts = self._tally.counts
         counts["campaigns"] += 1
-        counts["receipts"] += sum(1 for kind in ("receipt", "report") for _ in history.of(kind))
+        counts["acknowledged_updates"] += sum(1 for _ in history.of("receipt"))
+        counts["acknowledged_reports"] += sum(1 for _ in history.of("report"))
         counts["events_received"] += sum(1 for _ in history.of("event"))
         counts["trainings"] += len(facts["training"])
         counts["aggregations"] += sum(row["state"] == "DONE" for row in facts["round"])

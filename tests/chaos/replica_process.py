@@ -61,6 +61,7 @@ class Replica:
         self._begun = self._start_at = self._kill_at = 0.0
         self._resume_at: float | None = None
         self._excused_until = 0.0
+        self._what = "kill"
 
     @property
     def is_serving(self) -> bool:
@@ -119,6 +120,8 @@ class Replica:
     def settle(self) -> None:
         """Has it run without a failpoint, and serve."""
         self.resume()
+        # Not one where another replica is sure to serve.
+        self._what = "kill, to settle"
         while True:
             if self._process is not None:
                 self._process.kill()
@@ -155,7 +158,7 @@ class Replica:
                 self._process.terminate()
             self._kill_at = time.monotonic() + SHUTDOWN_SECONDS
             return
-        self._lose(self.server.address, "kill", time.monotonic())
+        self._lose(self.server.address, self._what, time.monotonic())
         self._process.kill()
         self._reap(f"at random, waiting for {self.point}" if self.point else "at random")
 
@@ -165,7 +168,7 @@ class Replica:
         assert process is not None
         assert process.ended is not None
         if process.code == -SIGKILL:
-            self._lose(self.server.address, "kill", process.ended)
+            self._lose(self.server.address, self._what, process.ended)
             self._kills[where or "at random"] += 1
         elif process.code != 0 or not self._is_stopping:
             # It cannot start without what was killed, too.

@@ -16,6 +16,21 @@ from postgres import Postgres
 from seaweed import Seaweed, program
 
 
+def described(tally: Tally) -> str:
+    """The kills of each kind, and the failovers, as lines."""
+    summary = tally.summary()
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in summary["kills_by_kind"].items())
+    lines = [f"kills: {kinds}"]
+    for what, found in summary["failover_seconds"].items():
+        if what != "by_cause":
+            figures = ", ".join(f"{name} {value}" for name, value in found.items())
+            lines.append(f"failover in seconds, {what}: {figures}")
+    for what, found in summary["longest_parts_of_failovers"].items():
+        figures = ", ".join(f"{name} {value}" for name, value in found.items())
+        lines.append(f"their longest parts in which another replica and all parts served, {what}: {figures}")
+    return "\n".join([*lines, ""])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos.scale")
     parser.add_argument("--kills", type=int, default=1000)
@@ -51,10 +66,12 @@ def main() -> int:
             if not campaign.run(min(options.per_campaign, left)):
                 shutil.rmtree(place)
             spent = time.monotonic() - began
-            receipts, found = tally.counts["receipts"], len(tally.violations)
-            sys.stdout.write(f"{tally.kills.total()} kills in {spent:.0f} s, {receipts} receipts, {found} violations\n")
+            updates, found = tally.counts["acknowledged_updates"], len(tally.violations)
+            kills = tally.kills.total()
+            sys.stdout.write(f"{kills} kills in {spent:.0f} s, {updates} acknowledged updates, {found} violations\n")
             sys.stdout.flush()
             write_report(options.output, options.seed, spent, tally)
+    sys.stdout.write(described(tally))
     if tally.violations:
         sys.stdout.write("\n".join([*tally.violations, f"the data is in {folder}", ""]))
         return 1
