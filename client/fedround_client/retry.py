@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 from tenacity.wait import wait_base
@@ -18,6 +19,8 @@ ATTEMPTS = 8
 # With full jitter, so that many participants that lose the server at once do not come back at once; the same for those
 # that the server told to wait.
 BACKOFF: wait_base = wait_random_exponential(multiplier=0.5, max=30)
+# What is repeated without an end goes on soon after a server is back, however long none was.
+ENDLESS_BACKOFF: wait_base = wait_random_exponential(multiplier=0.5, max=10)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -48,7 +51,7 @@ def retrying(attempts: int | None, sleep: Callable[[float], None], when: Callabl
 
     return Retrying(
         sleep=sleep,
-        wait=_wait,
+        wait=partial(_wait, ENDLESS_BACKOFF if attempts is None else BACKOFF),
         stop=stop,
         before_sleep=_log_retry,
         retry=retry_if_exception(when),
@@ -56,10 +59,10 @@ def retrying(attempts: int | None, sleep: Callable[[float], None], when: Callabl
     )
 
 
-def _wait(state: RetryCallState) -> float:
+def _wait(backoff: wait_base, state: RetryCallState) -> float:
     """Returns the seconds that the server asked to wait, if it did, plus the random back-off."""
     error = None if state.outcome is None else state.outcome.exception()
-    return BACKOFF(state) + (getattr(error, "retry_after", None) or 0.0)
+    return backoff(state) + (getattr(error, "retry_after", None) or 0.0)
 
 
 def _log_retry(state: RetryCallState) -> None:

@@ -129,8 +129,8 @@ def test_the_back_off_grows_while_the_server_is_down(server, monkeypatch):
         server.stream("Subscribe")[1].terminate(*UNAVAILABLE)
     subscription(server, finished(1))
     assert call.result(10) == [1]
-    assert drawn[:7] == [0.5, 1, 2, 4, 8, 16, 30]
-    assert set(drawn[7:]) == {30}
+    assert drawn[:6] == [0.5, 1, 2, 4, 8, 10]
+    assert set(drawn[6:]) == {10}
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ NOT_RUN = {
     "docs/monitoring.md": "tests/service/test_monitoring.py scrapes and watches a server",
     "docs/objects.md": "tests/e2e/test_objects.py has servers with a bucket, and copies files into it and back",
     "docs/operations.md": "typed by tests/operations",
+    "docs/scale-out.md": "tests/e2e/test_database_copy.py copies a database, and goes on from the copy",
     "docs/stubs.md": "tests/unit/test_stubs_page.py runs the generators that are there",
     "docs/upgrade.md": "tests/e2e/test_upgrade.py upgrades a data directory",
     "docs/debugging-with-grpcurl.md": "typed by a test of its own",

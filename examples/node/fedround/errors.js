@@ -18,7 +18,7 @@ const CUT = new Set([
 ]);
 // An upload goes on after these.
 const RESUMABLE = new Set(["UPLOAD_INCOMPLETE", "UPLOAD_OFFSET", "CHUNK_CORRUPT"]);
-const MAX_BACKOFF = 30;
+const MAX_BACKOFF = 10;
 
 /** A call failed: the server answered with an error, or could not be reached. */
 export class FedroundError extends Error {
