@@ -54,7 +54,7 @@ SHELL         := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test chaos scale examples check lint types proto errors errors-check settings settings-check reference \
-	reference-check site compat proto-check proto-lint buf bench bench-peers bench-small screenshots clean
+	reference-check site compat proto-check proto-lint buf bench bench-peers bench-small bench-scale screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -75,9 +75,16 @@ chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... 
 	@$(sizes) $(BIN)/python -m pytest -rfEP -m '($(MARKS)) and serial'
 
 scale: KILLS = 1000
-scale: install ## Kill three replicas, PostgreSQL, an object store (KILLS times, half an hour) and Ray; writes scale.json
+scale: install ## Kill replicas, PostgreSQL, an object store (KILLS times) and Ray, compare bits, measure (2 hours)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.scale --kills $(KILLS) --seed $(SEED) $(ARGS)
 	@$(BIN)/python -m pytest -rfEP -m scale
+	@$(BIN)/python -m pytest -rfEP -m 'not scale' tests/e2e/test_same_bits.py
+	@$(MAKE) --no-print-directory bench-scale
+
+bench-scale: install ## Measure updates to several replicas, 100 x 100 MB in an object store, and 100,000 clients of relays
+	@$(BIN)/python benchmarks/replicas.py
+	@$(BIN)/python benchmarks/objects.py --clients 100 --cache-mb 1000 --turns 1
+	@$(BIN)/python benchmarks/fleet.py --full
 
 examples: install ## Run the whole demo and the examples, and check what comes out (3 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m examples $(ARGS)

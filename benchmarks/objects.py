@@ -86,7 +86,8 @@ def main() -> None:
     if not url:
         from seaweed import seaweed
 
-        os.environ.update(seaweed().environment())
+        # There are a hundred volumes.
+        os.environ.update(seaweed(volume_mb=1000).environment())
         url = "s3://tests"
     found: dict[str, list[Figures]] = {"folder": [], "objects": []}
     for _ in range(arguments.turns):

@@ -170,10 +170,13 @@ def weed() -> str:
 
 
 @functools.cache
-def seaweed() -> Seaweed:
-    """The server of this process of tests, with an empty bucket `tests`; skips the test if it is not installed."""
+def seaweed(*, volume_mb: int = 64) -> Seaweed:
+    """The server of this process of tests, with an empty bucket `tests`; skips the test if it is not installed.
+
+    It has a hundred volumes at most, of so many megabytes.
+    """
     folder = tempfile.TemporaryDirectory(prefix="weed")
-    made = Seaweed(Path(folder.name), weed())
+    made = Seaweed(Path(folder.name), weed(), options=(*OPTIONS, f"-master.volumeSizeLimitMB={volume_mb}"))
     atexit.register(folder.cleanup)
     atexit.register(made.close)
     return made
