@@ -75,6 +75,10 @@ class Postgres:
         with suppress(ProcessLookupError):
             os.kill(draw.choice(found), signal.SIGKILL)
 
+    def fail(self) -> None:
+        """Kills the postmaster, which its children notice; nothing starts it again."""
+        self._end(signal.SIGKILL)
+
     def stop(self) -> None:
         """Stops it as an operator does: PostgreSQL ends all connections, and then itself."""
         self._end(signal.SIGINT)
