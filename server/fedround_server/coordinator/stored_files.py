@@ -5,7 +5,7 @@ import logging
 
 from fedround_server.blobs import BlobDamaged
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.tasks import in_thread, opened_in_thread
+from fedround_server.coordinator.tasks import in_thread, opened_in_thread, report_fault
 from fedround_server.domain.model import BlobRef
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class StoredFiles:
             running = asyncio.create_task(self._examine(blob))
             self._examinations[blob.sha256] = running
             running.add_done_callback(lambda _: self._examinations.pop(blob.sha256))
+            # All callers may have left.
+            running.add_done_callback(report_fault)
         # A caller that is cancelled must not cancel the others.
         return await asyncio.shield(running)
 

@@ -1,12 +1,16 @@
 """Work that goes on although its caller is cancelled."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from fedround_server.domain.errors import FedroundError
+
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -26,7 +30,11 @@ class Tasks:
         task = asyncio.create_task(work)
         self._shielded.add(task)
         task.add_done_callback(self._shielded.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(report_fault)
+            raise
 
     async def run_to_end(self, work: Coroutine[Any, Any, R]) -> R:
         """Runs work that must not stop half way, and that uses resources of its caller.
@@ -44,6 +52,13 @@ class Tasks:
         """Waits for the end of the shielded work under way."""
         if self._shielded:
             await asyncio.wait(self._shielded)
+
+
+def report_fault(task: asyncio.Task[Any]) -> None:
+    """Logs the error of work whose caller has left, if it is a fault of the server: an outage is in the log already."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, FedroundError):
+        log.error("work whose caller has left has failed", exc_info=error)
 
 
 async def await_even_if_cancelled(work: Coroutine[Any, Any, R]) -> R:
