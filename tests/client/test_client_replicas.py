@@ -269,6 +269,7 @@ def test_each_replica_has_a_certificate_for_its_own_name(tmp_path: Path) -> None
         ("a:1,unix:/run/x", "unix:/run/x is a UNIX socket"),
         ("a:1,http://b:2", "The address http://b:2 is a URL"),
         ("a:1,b:99999", "The address b:99999"),
+        ("127.0.0.1:1;127.0.0.1:2", "addresses are separated by commas"),
     ],
 )
 def test_a_list_with_a_bad_entry_is_rejected(servers: str, words: str) -> None:
@@ -280,6 +281,25 @@ def test_addresses_are_taken_once() -> None:
     assert split_addresses("a:1, b:2,A:1,[::1]:3") == ("A:1", "b:2", "[::1]:3")
     assert split_addresses("unix:/run/x") == ("unix:/run/x",)
     assert split_addresses("ipv4:127.0.0.1:1,127.0.0.2:1") == ("ipv4:127.0.0.1:1", "127.0.0.2:1")
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_addresses_are_taken_as_a_sequence(pair: tuple[Replica, Replica], kind: type[list[str]]) -> None:
+    with connect(kind(one.address for one in pair), "my-token") as client:
+        assert names(client) == {"a", "b"}
+    with connect(kind([pair[0].address]), "my-token") as client:
+        assert names(client) == {"a"}
+
+
+@pytest.mark.parametrize("server", [50051, b"a:1", ["a:1", 2], {"a:1"}])
+def test_what_is_no_address_is_answered_with_the_name_of_the_argument(server: Any) -> None:
+    with pytest.raises(TypeError, match=r"^server must be an address HOST:PORT, or a sequence of addresses, not "):
+        connect(server, "my-token")
+
+
+def test_an_empty_sequence_of_addresses_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^server is an empty sequence"):
+        connect([], "my-token")
 
 
 def test_the_variable_takes_a_list(pair: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch) -> None:
