@@ -207,7 +207,7 @@ class Client(
                 time.
 
         Raises:
-            RoleRequired: `own` is neither an actor nor an admin.
+            RoleRequired: `own` is neither an actor nor an admin, or this user does not have the role CLIENT.
             AlreadyParticipating: Another program takes part as the same user.
             NoGrpcServer, TlsFailed, ProxyDenied: There is no way to a server that a repetition could open.
             FedroundError: A server answered with an error that is not transient, and that is not about a training.
