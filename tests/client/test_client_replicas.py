@@ -348,9 +348,3 @@ def test_a_name_that_cannot_be_resolved_is_left_to_grpc(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(channel.socket, "getaddrinfo", fail)
     connect("nowhere.invalid:1", "my-token", insecure=True).close()
-
-
-def test_top_takes_one_address(command) -> None:
-    result = command("--server", "a:1,b:2", "top", "--once").result(10)
-    assert result.exit_code == 2
-    assert "give the address of one" in " ".join(result.output.replace("│", "").split())
