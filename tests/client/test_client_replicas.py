@@ -18,7 +18,16 @@ from certificates import Authority, Certificate
 from fedround.v1 import round_pb2_grpc, user_pb2_grpc
 from fedround.v1.event_pb2 import Event, GoingAway, Heartbeat, TrainingFinished
 from fedround.v1.user_pb2 import CreateUserRequest, CreateUserResponse, GetMyselfRequest, GetMyselfResponse, User
-from fedround_client import Client, DeadlineExceeded, NotFound, ServerUnavailable, channel, connect, replicas
+from fedround_client import (
+    Client,
+    DeadlineExceeded,
+    NotFound,
+    ServerUnavailable,
+    Unauthenticated,
+    channel,
+    connect,
+    replicas,
+)
 from fedround_client.address import split_addresses
 from fedround_client.channel import Target
 from fedround_client.health import CHECK
@@ -177,11 +186,20 @@ def test_errors_name_the_replica(client: Client, pair: tuple[Replica, Replica]) 
     assert seen == {("a", pair[0].address), ("b", pair[1].address)}
 
 
-def test_errors_of_a_single_server_are_as_before(pair: tuple[Replica, Replica]) -> None:
+def test_errors_behind_a_single_address_name_the_replica(pair: tuple[Replica, Replica]) -> None:
     pair[0].failure = grpc.StatusCode.NOT_FOUND
     with connect(pair[0].address, "my-token") as client, pytest.raises(NotFound) as caught:
         client.myself()
-    assert (caught.value.replica, caught.value.address, str(caught.value)) == ("a", "", "NOT_FOUND: no")
+    assert (caught.value.replica, caught.value.address) == ("a", "")
+    assert str(caught.value) == "NOT_FOUND: no (replica a)"
+
+
+def test_errors_of_a_replica_without_a_name_have_its_address(client: Client, pair: tuple[Replica, Replica]) -> None:
+    for one in pair:
+        one.failure, one.name = grpc.StatusCode.UNAUTHENTICATED, ""
+    with pytest.raises(Unauthenticated) as caught:
+        client.myself()
+    assert str(caught.value) == f"UNAUTHENTICATED: no (replica at {caught.value.address})"
 
 
 def test_when_all_are_gone_the_error_names_the_last_one() -> None:
