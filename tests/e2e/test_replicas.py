@@ -128,6 +128,7 @@ def test_health_and_doctor_ask_each_replica(pair: Pair) -> None:
     assert f"health {first.address}" in ended.stdout
     assert f"connection {second.address}" in ended.stdout
     assert "of admin" in ended.stdout
+    assert f"server version {first.address}" in ended.stdout
     second.start()
 
 
