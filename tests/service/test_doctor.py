@@ -295,5 +295,6 @@ def test_the_bucket_is_an_option(data: Path) -> None:
     # The files are in the directory.
     assert f"objects copy {data} s3://bucket/there" in shown("--objects", "s3://bucket/there")["object store"]
     (data / "objects.url").write_text("s3://bucket/there\n")
-    assert "set --objects s3://bucket/there" in shown()["object store"]
-    assert {"extra s3", "extra ray"} <= shown().keys()
+    elsewhere = shown()
+    assert "set --objects s3://bucket/there" in elsewhere["object store"]
+    assert {"extra s3", "extra ray"} <= elsewhere.keys()
