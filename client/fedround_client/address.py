@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 DEFAULT_PORT = 50051
@@ -23,6 +24,8 @@ def check_address(server: str) -> None:
     """
     if server.startswith(_SCHEMES):
         return
+    if ";" in server:
+        raise ValueError(f"The address {server!r} contains ';': addresses are separated by commas, a:50051,b:50051.")
     if "".join(server.split()) != server:
         raise ValueError(f"The address {server!r} contains white space: write HOST:PORT.")
     scheme, colon, rest = server.partition("://")
@@ -44,6 +47,22 @@ def check_address(server: str) -> None:
             f"The address {server} is not HOST:PORT with a port from 1 to 65535: write, for example,"
             f" {host or 'localhost'}:{DEFAULT_PORT}."
         )
+
+
+def join_addresses(server: str | Sequence[str]) -> str:
+    """Returns the list like a:50051,b:50051 that the argument `server` stands for: such a list, or its addresses.
+
+    Raises:
+        TypeError: It is neither; the message names the argument.
+        ValueError: It has no addresses.
+    """
+    if isinstance(server, str):
+        return server
+    if not isinstance(server, Sequence) or not all(isinstance(entry, str) for entry in server):
+        raise TypeError(f"server must be an address HOST:PORT, or a sequence of addresses, not {server!r}")
+    if not server:
+        raise ValueError("server is an empty sequence: it needs at least one address HOST:PORT")
+    return ",".join(server)
 
 
 def split_addresses(servers: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from os import PathLike
 from typing import Literal, Self, TypeAlias, get_args
@@ -11,6 +11,7 @@ from typing import Literal, Self, TypeAlias, get_args
 import grpc
 
 from fedround.v1.event_pb2 import COMPRESSION_UNSPECIFIED, Compression
+from fedround_client.address import join_addresses
 from fedround_client.attributes import own_attributes
 from fedround_client.audit import AuditCalls
 from fedround_client.cache import CACHE_BYTES, ModelCache
@@ -206,7 +207,7 @@ class Client(
                 time.
 
         Raises:
-            RoleRequired: `own` is neither an actor nor an admin.
+            RoleRequired: `own` is neither an actor nor an admin, or this user does not have the role CLIENT.
             AlreadyParticipating: Another program takes part as the same user.
             NoGrpcServer, TlsFailed, ProxyDenied: There is no way to a server that a repetition could open.
             FedroundError: A server answered with an error that is not transient, and that is not about a training.
@@ -223,7 +224,7 @@ class Client(
 
 
 def connect(
-    server: str | None = None,
+    server: str | Sequence[str] | None = None,
     token: str | None = None,
     *,
     tls_ca: str | PathLike[str] | None = None,
@@ -237,7 +238,8 @@ def connect(
 
     Args:
         server: HOST:PORT; by default the environment variable FEDROUND_SERVER, or 127.0.0.1:50051. The replicas of a
-            server as HOST:PORT,HOST:PORT: calls go to one after the other, and past those that do not serve.
+            server as HOST:PORT,HOST:PORT, or as a sequence of addresses: calls go to one after the other, and past
+            those that do not serve.
         token: Your token; by default the environment variable FEDROUND_TOKEN. Not needed if the server knows you by
             your certificate.
         tls_ca: PEM file of the authority that signed the server's certificate; by default the environment variable
@@ -253,11 +255,14 @@ def connect(
 
     Raises:
         TokenInvalid: The token contains invalid characters.
+        TypeError: The server is neither a string nor a sequence of strings.
         ValueError: An address is not HOST:PORT, the TLS options contradict each other, or the compression is unknown.
         OSError: A TLS file cannot be read.
         ImportError: Traces are wanted, and OpenTelemetry is not installed: it comes with the extra "otel".
     """
-    address = server or os.environ.get("FEDROUND_SERVER") or DEFAULT_SERVER
+    if server is None or server == "":
+        server = os.environ.get("FEDROUND_SERVER") or DEFAULT_SERVER
+    address = join_addresses(server)
     if not insecure:
         tls_ca = tls_ca or os.environ.get("FEDROUND_TLS_CA")
         tls_cert = tls_cert or os.environ.get("FEDROUND_TLS_CERT")

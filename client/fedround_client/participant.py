@@ -119,7 +119,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         keep_freed(MAX_FREED_BLOCK, TRIM_THRESHOLD)
         myself = self._retry(self.myself)
         self._user_id = myself.user_id
-        self._runner.participate_as(self._user_id)
+        self._runner.participate_as(myself)
         logger.info('Connected to %s as "%s"', self._rpc.address, myself.name)
         # A subscription to all trainings may begin with events of those that had ended before.
         ended = set() if self._training_id else self._retry(self._ended_trainings)

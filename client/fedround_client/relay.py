@@ -11,8 +11,11 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
+
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_TRAIN, RoundStarted
-from fedround_client.errors import FedroundError, InvalidArgument, ModelTooLarge, RoundNotOpen
+from fedround.v1.user_pb2 import ROLE_CLIENT, User
+from fedround_client.errors import FedroundError, InvalidArgument, ModelTooLarge, RoleRequired, RoundNotOpen
 from fedround_client.logs import get_logger
 from fedround_client.model import ModelCalls
 from fedround_client.payload import Payload
@@ -26,6 +29,12 @@ from fedround_client.server_clock import ServerClock
 from fedround_client.training import TrainingCalls
 
 logger = get_logger(__name__)
+
+NOT_A_CLIENT = (
+    'The user "{}" does not have the role CLIENT at the parent, which a relay needs there: create one with'
+    " `fedround user create NAME --role CLIENT`, and pass its token to `fedround relay` with FEDROUND_PARENT_TOKEN or"
+    " --parent-token-file."
+)
 
 MAX_EXAMPLES = 2**31
 """The largest number of examples of a report."""
@@ -55,9 +64,15 @@ class Relay(TrainingCalls, ModelCalls, RoundCalls):
         """Returns True."""
         return True
 
-    def participate_as(self, user_id: str) -> None:
-        """Names the user, of whom no other program takes part in the same training."""
-        self._user_id = user_id
+    def participate_as(self, user: User) -> None:
+        """Names the user, of whom no other program takes part in the same training.
+
+        Raises:
+            RoleRequired: The user is not a client of the parent: an actor would get the rounds of its own trainings.
+        """
+        if user.role != ROLE_CLIENT:
+            raise RoleRequired(grpc.StatusCode.PERMISSION_DENIED, "ROLE_REQUIRED", NOT_A_CLIENT.format(user.name))
+        self._user_id = user.user_id
 
     def keeps_update(self, training_id: str) -> bool:
         """Returns False: asynchronous trainings take no sums."""

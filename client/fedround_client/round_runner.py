@@ -12,6 +12,7 @@ from typing import Any, SupportsFloat, TypeVar
 
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround.v1.round_pb2 import UpdateReceipt, UpdateSpec
+from fedround.v1.user_pb2 import User
 from fedround_client.casting import Caster
 from fedround_client.differences import NotRepresentable, difference_sources
 from fedround_client.errors import RoundNotOpen, UpdateStale
@@ -99,9 +100,9 @@ class RoundRunner(RoundCalls):
         # By training id, an update of an asynchronous training for which no round was open.
         self._kept: dict[str, _KeptUpdate] = {}
 
-    def participate_as(self, user_id: str) -> None:
+    def participate_as(self, user: User) -> None:
         """Names the user whose private tensors are kept."""
-        self._models.user_id = user_id
+        self._models.user_id = user.user_id
 
     @property
     def can_evaluate(self) -> bool:

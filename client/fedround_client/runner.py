@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from fedround.v1.event_pb2 import RoundStarted
+from fedround.v1.user_pb2 import User
 from fedround_client.server_clock import ServerClock
 
 
@@ -17,8 +18,12 @@ class Runner(Protocol):
     def can_evaluate(self) -> bool:
         """Whether it runs evaluation rounds."""
 
-    def participate_as(self, user_id: str) -> None:
-        """Names the user that takes part."""
+    def participate_as(self, user: User) -> None:
+        """Names the user that takes part.
+
+        Raises:
+            RoleRequired: The user may not run rounds this way.
+        """
 
     def run(self, training_id: str, started: RoundStarted, name: str) -> int:
         """Runs a round until its result is accepted; `RoundRunner.run` describes it."""

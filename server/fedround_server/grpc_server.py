@@ -113,6 +113,7 @@ class GrpcServer:
     ) -> None:
         """Makes the server; it listens after `bind`, and serves after `start`."""
         self._settings = settings
+        self._replicas = coordinator.replicas
         self._draining = DrainInterceptor(counters)
         self._health = HealthService(service.full_name for service in SERVICES)
         self._connections = Connections(
@@ -186,7 +187,8 @@ class GrpcServer:
                 f"cannot listen on {target}: if another server does, choose another address with --listen"
             ) from error
         self._port = bound
-        self._errors.replica = replica_name(self._settings, bound)
+        name, is_given = replica_name(self._settings, bound), bool(self._settings.replica_name)
+        self._errors.replica = lambda: name if is_given or self._replicas.has_others else ""
         return f"{target.rpartition(':')[0]}:{bound}"
 
     async def start(self) -> None:

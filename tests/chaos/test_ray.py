@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from fedround_server.engine.cluster.engine import RayEngine, is_large
 from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import AggregationJob
 from ports import hold_a_port
+from seaweed import seaweed
 from servers import MODULE, Server, descendants
 from unit.paths import Paths, at
 
@@ -264,6 +266,22 @@ def test_trainings_with_a_ray_of_the_servers_own_which_ends_with_it(tmp_path: Pa
         server.kill()
         until(lambda: not any(map(is_alive, started)))
         server.start()
+
+
+@pytest.mark.scale
+def test_a_training_with_an_object_store(tmp_path: Path, head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in seaweed().environment().items():
+        monkeypatch.setenv(name, value)
+    head.start()
+    options = ("--engine", "ray", "--ray-address", head.address, "--objects", f"s3://tests/{uuid4()}")
+    with Server(tmp_path / "data", options=options, program=MODULE) as server, federation(server, 3) as group:
+        training = train(group, 2)
+        assert group.actor.download_model(training.model_id)["w"].tolist() == [2] * ELEMENTS
+        assert f"Ray at {head.address} is ready" in server.log
+        assert "Traceback" not in server.log
+    # Nothing is stored beside the bucket but copies.
+    assert not [*(tmp_path / "data").glob("objects/*/*")]
+    assert [*(tmp_path / "data" / "cache").glob("objects/*/*")]
 
 
 @pytest.mark.scale

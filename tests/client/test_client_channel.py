@@ -1,5 +1,6 @@
 """The channel with a real port: tokens, repeated calls, encryption."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -92,6 +93,16 @@ def test_a_read_is_repeated_while_the_server_restarts(users, address):
     with connect(address) as client:
         assert client.myself().name == "me"
     assert len(users.calls) == 3
+
+
+def test_a_read_is_given_up_soon(users, address):
+    # As docs/errors.md says.
+    users.failures = 5
+    begin = time.monotonic()
+    with connect(address) as client, pytest.raises(ServerUnavailable):
+        client.myself()
+    assert len(users.calls) == 5
+    assert 1 < time.monotonic() - begin < 10
 
 
 @pytest.mark.parametrize(

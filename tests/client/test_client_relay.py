@@ -10,11 +10,12 @@ import grpc
 import pytest
 
 from client.rounds import Rounds, finished
-from client.scripted import OTHER, Server, until
+from client.scripted import OTHER, USER, Server, until
 from client.scripted import TRAINING as SCRIPTED
 from fedround.v1.event_pb2 import Event, RoundStarted, TrainingRemoved
 from fedround.v1.training_pb2 import TRAINING_STATE_INITIAL, Training, TrainingSpec
-from fedround_client.errors import FieldInvalid
+from fedround.v1.user_pb2 import ROLE_ACTOR, ROLE_ADMIN, ROLE_VIEWER, GetMyselfResponse, Role, User
+from fedround_client.errors import FieldInvalid, RoleRequired
 from fedround_client.relay_round import RelayOptions, RelayRound
 from fedround_client.relay_trainings import RelayTrainings, _read_counts
 
@@ -72,6 +73,16 @@ def test_counts_are_read_from_the_metadata(tmp_path: Path) -> None:
     path = tmp_path / "sum.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     assert _read_counts(path) == {"num_examples": 2**53, "num_updates": 7}
+
+
+@pytest.mark.parametrize("role", [ROLE_ACTOR, ROLE_ADMIN, ROLE_VIEWER])
+def test_a_relay_is_a_client_of_its_parent(server: Server, role: Role) -> None:
+    own = Mock()
+    own.users.return_value = iter([])
+    call = server.run(server.client.relay, own)
+    server.reply("GetMyself", GetMyselfResponse(user=User(user_id=USER, name="lab", role=role)))
+    with pytest.raises(RoleRequired, match=r'"lab" does not have the role CLIENT at the parent.*FEDROUND_PARENT_TOKEN'):
+        call.result(10)
 
 
 def test_participants_are_not_warned_of_the_removal_of_a_finished_training(

@@ -18,7 +18,16 @@ from certificates import Authority, Certificate
 from fedround.v1 import round_pb2_grpc, user_pb2_grpc
 from fedround.v1.event_pb2 import Event, GoingAway, Heartbeat, TrainingFinished
 from fedround.v1.user_pb2 import CreateUserRequest, CreateUserResponse, GetMyselfRequest, GetMyselfResponse, User
-from fedround_client import Client, DeadlineExceeded, NotFound, ServerUnavailable, channel, connect, replicas
+from fedround_client import (
+    Client,
+    DeadlineExceeded,
+    NotFound,
+    ServerUnavailable,
+    Unauthenticated,
+    channel,
+    connect,
+    replicas,
+)
 from fedround_client.address import split_addresses
 from fedround_client.channel import Target
 from fedround_client.health import CHECK
@@ -177,11 +186,20 @@ def test_errors_name_the_replica(client: Client, pair: tuple[Replica, Replica]) 
     assert seen == {("a", pair[0].address), ("b", pair[1].address)}
 
 
-def test_errors_of_a_single_server_are_as_before(pair: tuple[Replica, Replica]) -> None:
+def test_errors_behind_a_single_address_name_the_replica(pair: tuple[Replica, Replica]) -> None:
     pair[0].failure = grpc.StatusCode.NOT_FOUND
     with connect(pair[0].address, "my-token") as client, pytest.raises(NotFound) as caught:
         client.myself()
-    assert (caught.value.replica, caught.value.address, str(caught.value)) == ("a", "", "NOT_FOUND: no")
+    assert (caught.value.replica, caught.value.address) == ("a", "")
+    assert str(caught.value) == "NOT_FOUND: no (replica a)"
+
+
+def test_errors_of_a_replica_without_a_name_have_its_address(client: Client, pair: tuple[Replica, Replica]) -> None:
+    for one in pair:
+        one.failure, one.name = grpc.StatusCode.UNAUTHENTICATED, ""
+    with pytest.raises(Unauthenticated) as caught:
+        client.myself()
+    assert str(caught.value) == f"UNAUTHENTICATED: no (replica at {caught.value.address})"
 
 
 def test_when_all_are_gone_the_error_names_the_last_one() -> None:
@@ -269,6 +287,7 @@ def test_each_replica_has_a_certificate_for_its_own_name(tmp_path: Path) -> None
         ("a:1,unix:/run/x", "unix:/run/x is a UNIX socket"),
         ("a:1,http://b:2", "The address http://b:2 is a URL"),
         ("a:1,b:99999", "The address b:99999"),
+        ("127.0.0.1:1;127.0.0.1:2", "addresses are separated by commas"),
     ],
 )
 def test_a_list_with_a_bad_entry_is_rejected(servers: str, words: str) -> None:
@@ -280,6 +299,25 @@ def test_addresses_are_taken_once() -> None:
     assert split_addresses("a:1, b:2,A:1,[::1]:3") == ("A:1", "b:2", "[::1]:3")
     assert split_addresses("unix:/run/x") == ("unix:/run/x",)
     assert split_addresses("ipv4:127.0.0.1:1,127.0.0.2:1") == ("ipv4:127.0.0.1:1", "127.0.0.2:1")
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_addresses_are_taken_as_a_sequence(pair: tuple[Replica, Replica], kind: type[list[str]]) -> None:
+    with connect(kind(one.address for one in pair), "my-token") as client:
+        assert names(client) == {"a", "b"}
+    with connect(kind([pair[0].address]), "my-token") as client:
+        assert names(client) == {"a"}
+
+
+@pytest.mark.parametrize("server", [50051, b"a:1", ["a:1", 2], {"a:1"}])
+def test_what_is_no_address_is_answered_with_the_name_of_the_argument(server: Any) -> None:
+    with pytest.raises(TypeError, match=r"^server must be an address HOST:PORT, or a sequence of addresses, not "):
+        connect(server, "my-token")
+
+
+def test_an_empty_sequence_of_addresses_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^server is an empty sequence"):
+        connect([], "my-token")
 
 
 def test_the_variable_takes_a_list(pair: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,9 +366,3 @@ def test_a_name_that_cannot_be_resolved_is_left_to_grpc(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(channel.socket, "getaddrinfo", fail)
     connect("nowhere.invalid:1", "my-token", insecure=True).close()
-
-
-def test_top_takes_one_address(command) -> None:
-    result = command("--server", "a:1,b:2", "top", "--once").result(10)
-    assert result.exit_code == 2
-    assert "give the address of one" in " ".join(result.output.replace("│", "").split())

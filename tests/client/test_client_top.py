@@ -3,6 +3,8 @@
 import io
 import json
 from datetime import timedelta
+from itertools import islice
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -10,11 +12,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
 from client.scripted import USER, error_status
-from fedround.v1.server_pb2 import CallCount, DatabaseStatus, DiskStatus, GetServerStatusResponse, ServerStatus
+from fedround.v1.server_pb2 import (
+    CallCount,
+    DatabaseStatus,
+    DiskStatus,
+    GetServerStatusResponse,
+    Replica,
+    ServerStatus,
+)
 from fedround.v1.training_pb2 import Training, TrainingSpec
 from fedround.v1.user_pb2 import GetMyselfResponse, User
+from fedround_client.command.top import _views
 from fedround_client.command.top_rates import DiskTrend, rates_between
 from fedround_client.command.top_view import View, bar, refusal
+from fedround_client.errors import FedroundError, ServerUnavailable
 
 GB = 10**9
 
@@ -94,6 +105,56 @@ def test_the_screen_fits_and_shows_everything(width: int) -> None:
     assert ("RoundService/SubmitUpdate" in text, "alice" in text) == (width == 200, width == 200)
 
 
+REPLICAS = [
+    Replica(replica_id="1", name="vm:52001", version="0.1.0"),
+    Replica(replica_id="2", name="vm:52002\x1b[2J", version="0.2.0"),
+]
+
+
+def test_replicas_are_shown_with_their_versions() -> None:
+    status = at(102, replicas=REPLICAS, replica_id="1")
+    view = View("here:1", status, rates_between(BEFORE, status))
+    screen = rendered(view, 200)
+    assert "at here:1 (replica vm:52001), up" in screen
+    for text in (screen, view.line()):
+        assert "vm:52001 (0.1.0), vm:52002" in text
+        assert "(0.2.0)" in text
+        assert "\x1b[2J" not in text
+
+
+def test_a_server_without_others_has_no_replicas() -> None:
+    assert "replica" not in View("here:1", NOW, rates_between(BEFORE, NOW)).line()
+    alone = at(102, replicas=REPLICAS[:1], replica_id="1")
+    assert "(replica" not in rendered(View("here:1", alone, rates_between(BEFORE, alone)), 200)
+
+
+def gone() -> FedroundError:
+    return ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", "is gone")
+
+
+def scripted(*statuses: ServerStatus | FedroundError) -> Mock:
+    client = Mock()
+    client.server_status.side_effect = statuses
+    client.trainings.return_value = []
+    return client
+
+
+def test_of_several_servers_the_first_that_answers_is_asked_and_then_the_next() -> None:
+    views = _views({"a:1": scripted(gone(), gone()), "b:1": scripted(BEFORE, NOW, gone(), BEFORE, NOW)}, 0.01)
+    assert [(view.address, view.problem) for view in islice(views, 3)] == [
+        ("b:1", ""),
+        ("b:1", "reconnecting: UNAVAILABLE: is gone"),
+        ("b:1", ""),
+    ]
+    views = _views({"a:1": scripted(BEFORE, NOW, gone()), "b:1": scripted(BEFORE, NOW)}, 0.01)
+    assert [view.address for view in islice(views, 2)] == ["a:1", "b:1"]
+
+
+def test_without_a_server_that_answers_it_ends() -> None:
+    with pytest.raises(ServerUnavailable):
+        next(_views({"a:1": scripted(gone()), "b:1": scripted(gone())}, 0.01))
+
+
 def test_a_problem_is_shown_with_the_last_status() -> None:
     view = View("127.0.0.1:1", NOW, rates_between(BEFORE, NOW), problem="reconnecting: the server is gone")
     assert "reconnecting: the server is gone" in rendered(view, 80)
@@ -130,8 +191,8 @@ def test_bars() -> None:
 
 def test_one_look_as_json(server, command) -> None:
     running = command("top", "--once", "--interval", "0.1", "--format", "json")
-    server.reply("GetMyself", GetMyselfResponse(user=User(user_id=USER, role=1)))
     server.reply("GetServerStatus", GetServerStatusResponse(status=BEFORE))
+    server.reply("GetMyself", GetMyselfResponse(user=User(user_id=USER, role=1)))
     after = at(102, received_bytes=5_001_000)
     server.reply("GetServerStatus", GetServerStatusResponse(status=after))
     result = running.result()
@@ -145,7 +206,6 @@ def test_one_look_as_json(server, command) -> None:
 
 def test_without_the_role_it_ends(server, command) -> None:
     running = command("top", "--once")
-    server.reply("GetMyself", GetMyselfResponse(user=User(user_id=USER, role=3)))
     server.fail("GetServerStatus", error_status(grpc.StatusCode.PERMISSION_DENIED, "ROLE_REQUIRED"))
     result = running.result()
     assert result.exit_code == 1

@@ -128,6 +128,7 @@ def test_health_and_doctor_ask_each_replica(pair: Pair) -> None:
     assert f"health {first.address}" in ended.stdout
     assert f"connection {second.address}" in ended.stdout
     assert "of admin" in ended.stdout
+    assert f"server version {first.address}" in ended.stdout
     second.start()
 
 
@@ -169,3 +170,13 @@ def test_strangers_do_not_learn_the_name(pair: Pair) -> None:
     with fr.connect(pair.servers[0].address, pair.token) as client, pytest.raises(fr.TrainingNotFound) as found:
         client.get_training(UNKNOWN)
     assert found.value.replica == "first"
+
+
+def test_a_server_that_is_alone_and_was_given_no_name_has_none_in_errors(tmp_path: Path) -> None:
+    with Server(tmp_path / "data") as server:
+        ended = forked.run(
+            *("--server", server.address, "training", "show", UNKNOWN),
+            environment={"FEDROUND_TOKEN": server.admin_token},
+        )
+    assert "TRAINING_NOT_FOUND" in ended.stderr
+    assert "(replica" not in ended.stderr

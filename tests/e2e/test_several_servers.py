@@ -11,6 +11,7 @@ import grpc
 import psycopg
 import pytest
 
+import fedround_client as fr
 from calls import TIMEOUT, Person, download, fails_with, kinds, model_file, new_id, read_error, until
 from conftest import public_folder
 from fedround.v1 import round_pb2, training_pb2, user_pb2
@@ -51,6 +52,13 @@ def two(tmp_path: Path, database: str) -> Iterator[list[Server]]:
 
 def is_done(actor: Person, training_id: str, version: int = 1) -> bool:
     return actor.get(training_id).model_version == version
+
+
+def test_errors_name_the_server_also_to_clients_with_one_address(two: list[Server]) -> None:
+    with fr.connect(two[1].address, two[0].admin_token) as client, pytest.raises(fr.TrainingNotFound) as caught:
+        client.get_training(new_id())
+    assert caught.value.replica.endswith(two[1].address.removeprefix("127.0.0.1"))
+    assert str(caught.value).endswith(f"(replica {caught.value.replica})")
 
 
 def test_a_training_goes_on_through_either_server(two: list[Server]) -> None:

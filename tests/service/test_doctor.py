@@ -284,3 +284,17 @@ def test_what_a_running_server_says_of_itself() -> None:
     assert states.keys() - {name for name, state in states.items() if state == "note"} == {"server version"}
     status.disk.free_bytes = 1
     assert {one.check: one.state for one in check_status(status)}["server disk"] == "fail"
+
+
+def test_the_bucket_is_an_option(data: Path) -> None:
+    def shown(*options: str) -> dict[str, str]:
+        words = ("doctor", "--data-dir", data, "--format", "json", *options)
+        ended = run(*words, environment={"PATH": os.environ["PATH"]})
+        return {one["check"]: one["found"] for one in json.loads(ended.stdout)}
+
+    # The files are in the directory.
+    assert f"objects copy {data} s3://bucket/there" in shown("--objects", "s3://bucket/there")["object store"]
+    (data / "objects.url").write_text("s3://bucket/there\n")
+    elsewhere = shown()
+    assert "set --objects s3://bucket/there" in elsewhere["object store"]
+    assert {"extra s3", "extra ray"} <= elsewhere.keys()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from fedround_client.channel import Target
 from fedround_client.command.doctor_server import Finding, check_machine, check_status
 from fedround_client.command.output import Format, FormatOption, echo_json, enum_name, show_table
 from fedround_client.command.session import Session
+from fedround_client.command.top_view import replica_name
 from fedround_client.errors import FedroundError
 from fedround_client.health import ask_health
 
@@ -26,6 +27,8 @@ OPERATORS = (ROLE_ADMIN, ROLE_VIEWER)
 OPTIONAL = {
     "server": ("fedround_server", "peewee", "prometheus_client", "pydantic_settings", "structlog", "torch"),
     "postgres": ("psycopg", "psycopg_pool"),
+    "s3": ("obstore",),
+    "ray": ("ray",),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc"),
     "demo": ("matplotlib", "sklearn"),
 }
@@ -43,6 +46,12 @@ def doctor(
             envvar="FEDROUND_DATABASE", help="With --data-dir: the postgresql:// URL, if the server uses one."
         ),
     ] = "",
+    objects: Annotated[
+        str,
+        typer.Option(
+            envvar="FEDROUND_OBJECTS", help="With --data-dir: the s3:// URL, if the server has its files in a bucket."
+        ),
+    ] = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Check the installation, the server and your token; exits with 1 if a check fails.
@@ -54,7 +63,7 @@ def doctor(
     session = Session.of(context)
     findings = list(_installation())
     if data_dir is not None:
-        findings += check_machine(data_dir, database)
+        findings += check_machine(data_dir, database, objects)
     if data_dir is None or session.token or session.token_file or session.tls_cert:
         findings += _server(session)
     if form is Format.JSON:
@@ -94,9 +103,10 @@ def _server(session: Session) -> Iterator[Finding]:
         targets = session.targets()
         found = [_health(target, is_replica=len(targets) > 1) for target in targets]
         yield from found
-        if all(health.state == "fail" for health in found):
+        serving = [target.server for target, health in zip(targets, found, strict=True) if health.state != "fail"]
+        if not serving:
             return
-        with session.client() as client:
+        with replace(session, server=serving[0]).client() as client:
             me = client.myself()
             status = client.server_status() if me.role in OPERATORS else None
     except (FedroundError, OSError, ValueError) as error:
@@ -104,7 +114,9 @@ def _server(session: Session) -> Iterator[Finding]:
     else:
         yield Finding("token", "ok", f"of {me.name}, {enum_name(Role, me.role)}, {me.user_id}")
         if status is not None:
-            yield from check_status(status)
+            name = replica_name(status) or (serving[0] if len(targets) > 1 else "")
+            for one in check_status(status):
+                yield replace(one, check=f"{one.check} {name}".rstrip())
 
 
 def _health(target: Target, *, is_replica: bool) -> Finding:

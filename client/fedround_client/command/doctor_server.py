@@ -36,7 +36,7 @@ class Finding:
     found: str
 
 
-def check_machine(data_dir: Path, database: str) -> list[Finding]:
+def check_machine(data_dir: Path, database: str, objects: str) -> list[Finding]:
     """Has the server's package check its data directory, its database and its files on this machine."""
     require("doctor --data-dir", "server", MODULES)
     # -P: do not import modules from the working directory.
@@ -45,6 +45,8 @@ def check_machine(data_dir: Path, database: str) -> list[Finding]:
     if database:
         # A URL may contain a password, and the arguments of a process are visible to all users.
         environment["FEDROUND_DATABASE"] = database
+    if objects:
+        environment["FEDROUND_OBJECTS"] = objects
     try:
         ended = subprocess.run(  # noqa: S603 -- without a shell
             command, stdout=subprocess.PIPE, text=True, env=environment, timeout=CHECK_SECONDS, check=False

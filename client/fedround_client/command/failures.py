@@ -107,7 +107,7 @@ def _fail(error: FedroundError, exit_code: int) -> NoReturn:
             fields["field_violations"] = error.field_violations
         if error.retry_after is not None:
             fields["retry_after"] = error.retry_after
-        if error.address:
+        if error.address or error.replica:
             fields |= {"address": error.address, "replica": error.replica}
         echo(json.dumps(fields), err=True)
     else:

@@ -6,7 +6,7 @@ import copy
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,17 @@ class Session:
         """
         insecure = True if self.insecure else None
         return parse_targets(self.server, self.tls_ca, self.tls_cert, self.tls_key, insecure)
+
+    def of_each_address(self) -> list[Session]:
+        """Returns the options with each of the addresses alone.
+
+        Raises:
+            typer.BadParameter: An address is not HOST:PORT, or the options of TLS contradict each other.
+        """
+        try:
+            return [replace(self, server=target.server) for target in self.targets()]
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
 
     def client(self, without: str = WITHOUT) -> Client:
         """Returns the client.

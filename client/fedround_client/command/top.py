@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Annotated
@@ -42,45 +42,63 @@ def top(
     """Show what the server is doing: rates, streams, disk, worker, database, and running trainings; until Ctrl-C.
 
     For admins and viewers. On a terminal it is a screen that changes, otherwise one line per interval; as JSON one
-    object per line. An admin sees the running trainings that it created, a viewer all.
+    object per line. An admin sees the running trainings that it created, a viewer all. Of several addresses, the first
+    whose server answers is asked.
     """
     session = Session.of(context)
-    if "," in session.server:
-        raise typer.BadParameter("`fedround top` shows what one server does: give the address of one with --server.")
     live = form is Format.TABLE and sys.stdout.isatty()
     try:
-        with session.client() as client, _shown(live=live and not once, form=form) as show:
-            for view in islice(_views(client, session.server, interval), 1 if once else None):
+        with ExitStack() as stack:
+            clients = {one.server: stack.enter_context(one.client()) for one in session.of_each_address()}
+            show = stack.enter_context(_shown(live=live and not once, form=form))
+            for view in islice(_views(clients, interval), 1 if once else None):
                 show(view)
     except KeyboardInterrupt:
         # That is how it ends.
         raise typer.Exit from None
 
 
-def _views(client: Client, address: str, interval: float) -> Iterator[View]:
-    """Yields what the server is doing, forever; goes on when the server comes back."""
-    trainings, trend = _Trainings(client), DiskTrend()
-    before = client.server_status()
-    trend.add(before)
+def _views(clients: Mapping[str, Client], interval: float) -> Iterator[View]:
+    """Yields what a server is doing, forever: of several, the first that answers, and the next one when it is gone.
+
+    Args:
+        clients: By address.
+        interval: Seconds between two views.
+
+    Raises:
+        FedroundError: None has answered yet, or one has answered with an error that is not transient.
+    """
     view: View | None = None
+    while True:
+        for address, client in clients.items():
+            try:
+                for view in _views_of(client, address, interval):
+                    yield view
+            except FedroundError as error:
+                if not error.transient:
+                    raise
+                problem = error
+        if view is None:
+            raise problem
+        yield replace(view, problem=f"reconnecting: {problem}")
+        time.sleep(interval)
+
+
+def _views_of(client: Client, address: str, interval: float) -> Iterator[View]:
+    """Yields what a server is doing, until a call fails."""
+    before = client.server_status()
+    trainings, trend = _Trainings(client), DiskTrend()
+    trend.add(before)
     pause = min(interval, FIRST_SECONDS)
     while True:
         time.sleep(pause)
         pause = interval
-        try:
-            now = client.server_status()
-            running = trainings.running(now)
-        except FedroundError as error:
-            if not error.transient:
-                raise
-            view = view or View(address, before, rates_between(before, before))
-            yield replace(view, problem=f"reconnecting: {error}")
-            continue
+        now = client.server_status()
+        running = trainings.running(now)
         trend.add(now)
         full_in = trend.until(now.disk.min_free_bytes)
-        view = View(address, now, rates_between(before, now), full_in, running)
+        yield View(address, now, rates_between(before, now), full_in, running)
         before = now
-        yield view
 
 
 class _Trainings:

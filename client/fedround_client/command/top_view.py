@@ -63,6 +63,8 @@ class View:
             f"commits {_rate(rates.commits)}, {_milliseconds(rates.commit_seconds)}",
             f"disk {size_text(status.disk.free_bytes)} free{f', {refused}' if refused else ''}",
         ]
+        if status.replicas:
+            parts.append(f"replicas {_replicas(status)}")
         return "; ".join(parts)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -83,7 +85,9 @@ class View:
     def _title(self, width: int) -> Text:
         status = self.status
         up = status.current_time.ToSeconds() - status.start_time.ToSeconds()
-        title = f"fedround {one_line(status.version)} at {self.address}, up {duration_text(up)}"
+        name = replica_name(status)
+        place = f"{self.address} (replica {name})" if name else self.address
+        title = f"fedround {one_line(status.version)} at {place}, up {duration_text(up)}"
         text = Text(f"{title}   {_clock(status.current_time)}", style="bold")
         if self.problem:
             text.append(f"\n{self.problem}", style="bold red")
@@ -124,7 +128,7 @@ class View:
         yield "rounds", f"{_rate(rates.rounds)} done; running trainings: {status.running_trainings}", ""
         yield "server", f"CPU {rates.cpu:.0%} of a core, memory {size_text(status.memory_bytes)}", ""
         if status.replicas:
-            yield "replicas", ", ".join(one_line(one.name) for one in status.replicas), ""
+            yield "replicas", _replicas(status), ""
         yield (
             "worker",
             f"jobs: {worker.jobs_running} running, {worker.jobs_waiting} waiting, {_rate(rates.jobs)} done;"
@@ -188,6 +192,13 @@ class View:
         return table
 
 
+def replica_name(status: ServerStatus) -> str:
+    """Returns the name of the server that a status is of; empty if no others share its database."""
+    if len(status.replicas) < 2:
+        return ""
+    return next((one_line(one.name) for one in status.replicas if one.replica_id == status.replica_id), "")
+
+
 def refusal(disk: DiskStatus) -> str:
     """Returns which uploads the server refuses since the disk is full; empty if none."""
     if disk.free_bytes < disk.min_free_bytes // 2:
@@ -204,6 +215,11 @@ def bar(disk: DiskStatus, width: int = 20) -> str:
     used = 1 - disk.free_bytes / disk.total_bytes if disk.total_bytes else 0.0
     filled = min(width, max(0, round(used * width)))
     return f"[{'#' * filled}{'-' * (width - filled)}]"
+
+
+def _replicas(status: ServerStatus) -> str:
+    """Returns the names of the replicas with their versions."""
+    return ", ".join(one_line(f"{one.name} ({one.version})") for one in status.replicas)
 
 
 def _state(training: Training) -> str:

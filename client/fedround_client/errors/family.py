@@ -52,7 +52,8 @@ class FedroundError(Exception):
         retry_after: How many seconds to wait at least before the next try; None if the server did not say.
         address: The address of the replica that answered, or could not be reached; empty unless the client has
             several addresses.
-        replica: The name that the replica gives itself; empty if it did not answer.
+        replica: The name that the replica gives itself; empty if it did not answer, does not know the caller, or is the
+            only one and was given none.
     """
 
     _by_code: ClassVar[dict[grpc.StatusCode, type[FedroundError]]] = {}
@@ -88,12 +89,13 @@ class FedroundError(Exception):
     def __str__(self) -> str:
         """Returns the reason, the message, the invalid fields and the replica as one line, without control characters.
 
-        The replica is left out if the client has a single address.
+        The replica is left out if there is a single one: then it has neither a name nor one of several addresses.
         """
         others = {field: text for field, text in self.field_violations.items() if text not in self.message}
         fields = "".join(f"; {field}: {text}" for field, text in others.items())
-        replica = f"{self.replica} at {self.address}" if self.replica else self.address
-        where = f" (replica {replica})" if self.address and (self.replica or self.address not in self.message) else ""
+        name = f" {self.replica}" if self.replica else ""
+        place = f" at {self.address}" if self.address and (name or self.address not in self.message) else ""
+        where = f" (replica{name}{place})" if name or place else ""
         return one_line(f"{self.reason}: {self.message}{fields}{where}")
 
     @property

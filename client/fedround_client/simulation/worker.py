@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedround.v1.event_pb2 import COMPRESSION_UNSPECIFIED, Event, ModelInfo, RoundStarted
+from fedround.v1.user_pb2 import User
 from fedround_client.cache import ModelCache, SharedFile
 from fedround_client.channel import Target
 from fedround_client.clock import SystemClock
@@ -232,7 +233,7 @@ class _Lane:
         models = _SharedModels(as_client, work.framework, self._caches, private)
         runner = RoundRunner(as_client, callbacks, framework=work.framework, models=models)
         # The private tensors of a client are known by its index.
-        runner.participate_as(str(uuid.UUID(int=index)))
+        runner.participate_as(User(user_id=str(uuid.UUID(int=index))))
         return Participant(as_client, runner, training_id=work.training_id, until_finished=True)
 
 

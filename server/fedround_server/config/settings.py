@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     replica_name: str = Field(
         "",
         pattern=r"^[A-Za-z0-9._:-]{0,64}$",
-        description="Name of this server in errors, for clients with several addresses; by default host name and port.",
+        description="Name of this server among replicas, and in errors; by default host name and port.",
     )
 
     processes: int = Field(

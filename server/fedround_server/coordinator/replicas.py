@@ -68,6 +68,11 @@ class Replicas:
         self._registered: set[tuple[str, datetime]] = set()
         self._is_cut_off = False
 
+    @property
+    def has_others(self) -> bool:
+        """Whether other servers use the database."""
+        return bool(self._context.peers.others)
+
     def join(self, name: str, version: str) -> None:
         """Takes a lease as a replica of the database, if several may use it; starts the background work.
 

@@ -44,7 +44,7 @@ class ErrorInterceptor(ContextInterceptor):
     """Turns the errors of the interceptors and handlers inside of it into statuses.
 
     Attributes:
-        replica: The name of this server, which authenticated callers get with each error; empty for none.
+        replica: Returns the name of this server, which authenticated callers get with each error; empty for none.
     """
 
     def __init__(self, max_message: int, on_error: Callable[[str, str, FedroundError], None]) -> None:
@@ -56,7 +56,7 @@ class ErrorInterceptor(ContextInterceptor):
         """
         self._max_message = max_message
         self.on_error = on_error
-        self.replica = ""
+        self.replica: Callable[[], str] = str
 
     def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Aborts the call with the status of the error that it raises."""
@@ -110,8 +110,8 @@ class _CheckedCall:
         rich = rpc_status.to_status(status)
         metadata = rich.trailing_metadata
         # A stranger does not learn the name of the machine.
-        if self._interceptor.replica and acting.get():
-            metadata = (*metadata, (REPLICA, self._interceptor.replica))
+        if acting.get() and (name := self._interceptor.replica()):
+            metadata = (*metadata, (REPLICA, name))
         await self._context.abort(rich.code, rich.details, metadata)
 
 
