@@ -12,6 +12,7 @@ from functools import partial
 from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.feed import Feeds
+from fedround_server.coordinator.outages import level_of
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.uploads.progress import UpdateProgress
 from fedround_server.domain.errors import Unavailable
@@ -142,7 +143,7 @@ class Replicas:
             try:
                 await self._follow()
             except Unavailable as error:
-                log.warning("following the other replicas: %s", error)
+                log.log(level_of(error), "following the other replicas: %s", error)
 
     def _end_if_cut_off(self) -> None:
         """Ends the subscriptions once this replica has lost its lease, if they can go on at another one."""
