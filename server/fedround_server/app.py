@@ -145,6 +145,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             async with metrics_port(settings.metrics_address, coordinator.status.read):
                 reached("start.bound")
                 await server.start()
+                tasks.create_task(server.watch_lease(), name="watch the lease")
                 try:
                     yield address
                 finally:

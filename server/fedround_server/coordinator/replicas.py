@@ -97,6 +97,11 @@ class Replicas:
         reached("replica.given_up")
         self._session.notify([LOOK])
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether this replica has lost its lease, so that calls are better made to another one, if there were any."""
+        return not self._context.store.has_lease and bool(self._context.peers.others)
+
     def looked(self, look: Look) -> None:
         """Receives what a look at the database has found, in the session's thread."""
         self._call(partial(self._take_look, look))
@@ -147,8 +152,8 @@ class Replicas:
 
     def _end_if_cut_off(self) -> None:
         """Ends the subscriptions once this replica has lost its lease, if they can go on at another one."""
-        was_cut_off, self._is_cut_off = self._is_cut_off, not self._context.store.has_lease
-        if self._is_cut_off and not was_cut_off and self._context.peers.others:
+        was_cut_off, self._is_cut_off = self._is_cut_off, self.is_cut_off
+        if self._is_cut_off and not was_cut_off:
             log.warning("the lease of this replica has ended: its subscribers go on at another one")
             # Each asks the store, which refuses.
             self._context.hub.notify_all()
