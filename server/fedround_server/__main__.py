@@ -19,6 +19,7 @@ from fedround_server.domain.errors import ObjectsUnavailable
 from fedround_server.host import allocator
 from fedround_server.host.service_manager import notify
 from fedround_server.start_errors import explain
+from fedround_server.store.db.connection import database_name
 
 log = structlog.get_logger("fedround.main")
 
@@ -50,6 +51,16 @@ def main(argv: list[str] | None = None) -> int:
         return _serve(settings, chosen, arguments, stderr)
 
 
+def places(settings: Settings) -> str:
+    """Returns where the data of a server is, without passwords."""
+    found = [str(settings.data_dir.resolve())]
+    if settings.database:
+        found.append(f"in PostgreSQL at {database_name(settings.database)}")
+    if settings.objects:
+        found.append(f"in {settings.objects}")
+    return " and ".join([", ".join(found[:-1]), found[-1]] if found[1:] else found)
+
+
 def _warn_of_passwords(settings: Settings, chosen: Mapping[str, object]) -> None:
     """Logs who else can see the database's password."""
     if settings.config is not None and config_file.exposes_password(settings.config):
@@ -68,7 +79,7 @@ def _serve(settings: Settings, chosen: Mapping[str, object], arguments: list[str
     try:
         if processes.own_number() is None:
             if settings.processes > 1:
-                return processes.Supervisor(settings, arguments, stderr).run()
+                return processes.Supervisor(settings, arguments, places(settings), stderr).run()
             processes.check_journals(settings.data_dir, 1)
         asyncio.run(_run(settings, chosen))
     except Exception as error:
@@ -114,7 +125,7 @@ async def _run(settings: Settings, chosen: Mapping[str, object]) -> None:
         loop.add_reader(sys.stdin.fileno(), _on_end_of_input, loop, stop)
     async with serve(settings) as address:
         sys.stdout.write(f"fedround is serving on {address}\n")
-        sys.stdout.write(f"the data is in {settings.data_dir.resolve()}\n")
+        sys.stdout.write(f"the data is in {places(settings)}\n")
         sys.stdout.flush()
         allocator.set_up()
         if not processes.own_number():

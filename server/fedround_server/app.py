@@ -37,6 +37,7 @@ from fedround_server.host.sync import skip_syncs
 from fedround_server.methods import check_methods
 from fedround_server.metrics_port import metrics_port
 from fedround_server.store import Store
+from fedround_server.store.db.place import find_database
 from fedround_server.store.db.problems import explained
 from fedround_server.traces import NO_TRACES, Traces
 from fedround_server.wakeups import Hub
@@ -68,6 +69,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
     with ExitStack() as stack:
         stack.enter_context(processes.lock(settings.data_dir))
         _restrict(settings.data_dir)
+        database = find_database(settings.data_dir, settings.database)
         blobs = _open_blobs(settings)
         stack.callback(blobs.close)
         counters = Counters()
@@ -76,7 +78,6 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         engine = stack.enter_context(_engine(settings, blobs.files, counters, cluster))
         await _check_architectures(engine, settings)
         traces = stack.enter_context(_traces(enabled=settings.traces))
-        database = settings.database or settings.data_dir / "fedround.db"
         if isinstance(database, Path) and not (database.exists() and database.stat().st_size):
             # None of these is written before there is a database.
             _check_unused(settings.data_dir, f"{database} is missing or empty", ("admin.token", "objects/*/*"))
@@ -144,6 +145,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             async with metrics_port(settings.metrics_address, coordinator.status.read):
                 reached("start.bound")
                 await server.start()
+                tasks.create_task(server.watch_lease(), name="watch the lease")
                 try:
                     yield address
                 finally:

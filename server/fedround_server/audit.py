@@ -19,6 +19,7 @@ from fedround_server.config import Settings, problems
 from fedround_server.domain.audit import EPOCH, SERVER, AuditEntry, AuditHead
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store.db.connection import reading, reading_one_state
+from fedround_server.store.db.place import find_database
 from fedround_server.store.queries.audit import find_entries, find_head, read_page
 
 BATCH = 500
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             sys.stderr.write(f"error: {problem}\n")
         return 2
     try:
-        with reading(settings.database or settings.data_dir / "fedround.db"), reading_one_state():
+        with reading(find_database(settings.data_dir, settings.database)), reading_one_state():
             write(sys.stdout)
             sys.stdout.flush()
     except BrokenPipeError:

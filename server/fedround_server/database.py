@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.host.file_lock import locked_folder
+from fedround_server.host.secret_file import write_secret
 from fedround_server.store.db.connection import database_name, is_postgres
 from fedround_server.store.db.copy import copy_to_postgres
+from fedround_server.store.db.place import MOVED, NAME, find_database
 from fedround_server.store.tables.schema import TABLES
-
-DATABASE = "fedround.db"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,22 +21,25 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0; 1 after an error; 2 for a wrong command line.
     """
     options = copy_parser().parse_args(_words(sys.argv[1:] if argv is None else argv))
-    source = options.data_dir / DATABASE
     if not is_postgres(options.database):
         return _fail("--database: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
-    if not source.is_file():
-        return _fail(f"there is no database {source}: give the --data-dir of a server that uses SQLite")
+    if not (options.data_dir / NAME).is_file():
+        return _fail(
+            f"there is no database {options.data_dir / NAME}: give the --data-dir of a server that uses SQLite"
+        )
     try:
         with locked_folder(options.data_dir):
+            source = Path(find_database(options.data_dir, ""))
             counts = copy_to_postgres(source, options.database, TABLES, _show)
+            write_secret(options.data_dir / MOVED, database_name(options.database))
     except (RuntimeError, StoreUnavailable) as error:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     sys.stdout.write(
-        f"Copied {sum(counts.values()):,} rows of {len(counts)} tables to {database_name(options.database)}, and"
-        f" compared them.\nNext: start the server with this data directory and --database; never again without, since"
-        f" {source} is as it was.\n"
+        f"Copied {sum(counts.values()):,} rows to {database_name(options.database)}, and compared all {len(counts)}"
+        f" tables.\nNext: start the server with this data directory and --database. {source} is as it was, and no"
+        f" server starts on it any more.\n"
     )
     return 0
 
@@ -65,8 +68,9 @@ def _words(argv: list[str]) -> list[str]:
 
 
 def _show(table: str, num_rows: int) -> None:
-    sys.stderr.write(f"{table}: {num_rows:,} rows\n")
-    sys.stderr.flush()
+    if num_rows:
+        sys.stderr.write(f"{table}: {num_rows:,} {'row' if num_rows == 1 else 'rows'}\n")
+        sys.stderr.flush()
 
 
 def _fail(message: str) -> int:

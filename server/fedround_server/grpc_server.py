@@ -1,5 +1,6 @@
 """The gRPC server: its options, credentials, interceptors and services, and how it starts and stops."""
 
+import asyncio
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -86,6 +87,8 @@ SERVICES = tuple(
 METHOD_NAMES = tuple(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
 MAX_MESSAGE = 2 << 20
 MAX_REJECTED = 1000
+LEASE_INTERVAL = 1.0
+"""Seconds between two looks whether a replica has its lease."""
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -194,8 +197,17 @@ class GrpcServer:
     async def start(self) -> None:
         """Starts serving."""
         await self._server.start()
-        for service in SERVICES:
-            await self._health.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)
+        await self._health.report(serves=True)
+
+    async def watch_lease(self) -> None:
+        """Reports NOT_SERVING while this replica is cut off from the database, and there were others; forever."""
+        was_cut_off = False
+        while True:
+            await asyncio.sleep(LEASE_INTERVAL)
+            is_cut_off = self._replicas.is_cut_off
+            if is_cut_off != was_cut_off:
+                await self._health.report(serves=not is_cut_off)
+                was_cut_off = is_cut_off
 
     async def watch_connections(self) -> None:
         """Limits the connections of unauthenticated peers, forever."""

@@ -97,16 +97,18 @@ class _Process:
 class Supervisor:
     """Starts the processes, starts one again that ends, and ends all."""
 
-    def __init__(self, settings: Settings, arguments: Sequence[str], stderr: TextIO | None) -> None:
+    def __init__(self, settings: Settings, arguments: Sequence[str], places: str, stderr: TextIO | None) -> None:
         """Starts nothing yet.
 
         Args:
             settings: The settings of all processes.
             arguments: The arguments that they came from.
+            places: Where the data is.
             stderr: Where the processes log to; None for stderr.
         """
         self._settings = settings
         self._arguments = arguments
+        self._places = places
         self._stderr = stderr
         self._address = ""
         self._locks: tuple[int, ...] = ()
@@ -156,7 +158,7 @@ class Supervisor:
 
     def _announce(self) -> None:
         count = self._settings.processes
-        sys.stdout.write(f"{SERVING} on {self._address}\nthe data is in {self._settings.data_dir.resolve()}\n")
+        sys.stdout.write(f"{SERVING} on {self._address}\nthe data is in {self._places}\n")
         sys.stdout.flush()
         notify(f"READY=1\nSTATUS=serving on {self._address} with {count} processes")
 

@@ -14,7 +14,7 @@ from fedround_server import database as command
 from fedround_server.host.file_lock import locked_folder
 from fedround_server.store import Store
 from fedround_server.store.db import copy
-from fedround_server.store.db.connection import is_empty
+from fedround_server.store.db.connection import database_name, is_empty
 from fedround_server.store.tables.base import Row
 from fedround_server.store.tables.schema import TABLES
 from postgres import create_database
@@ -62,7 +62,10 @@ def test_a_copy_has_all_rows(
     # Others can see arguments.
     monkeypatch.setenv("FEDROUND_DATABASE", target)
     assert command.main(["copy", "--data-dir", str(source)]) == 0
-    assert "--database" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "--database" in said.out
+    assert "participant: 2 rows\n" in said.err
+    assert ": 0 rows" not in said.err
     with closing(sqlite3.connect(source / "fedround.db")) as before, psycopg.connect(target) as after:
         for (name,) in before.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
             columns = ", ".join(f'"{one[1]}"' for one in before.execute(f"PRAGMA table_info({name})"))
@@ -103,6 +106,9 @@ def test_a_copy_is_refused(source: Path, target: str, tmp_path: Path, capsys: py
     assert is_empty(target)
     assert run(source, target) == 0
     capsys.readouterr()
+    assert run(source, target) == 1
+    assert f"was copied to {database_name(target)}" in capsys.readouterr().err
+    (source / "database.moved").unlink()
     assert run(source, target) == 1
     said = capsys.readouterr().err
     assert "is not empty" in said

@@ -25,6 +25,7 @@ from fedround_server.domain.replica import UserPresence
 from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
+from fedround_server.store.db.lease import Lease
 from fedround_server.store.db.replica_session import Look
 from fedround_server.store.queries import replica
 from fedround_server.store.queries.replica import from_presence
@@ -222,6 +223,22 @@ async def test_callers_are_looked_up_again_as_soon_as_another_replica_has_change
         # What follows a look may wait for the database.
         coordinator.replicas._take_look(Look(coordination.context.peers.replicas, frozenset({made.user.user_id})))
         assert not coordinator.access._identities._kept
+
+
+async def test_a_replica_without_a_lease_is_cut_off_from_others(
+    store: Store, tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with joined(store, tmp_path, database) as (coordination, _):
+        replica_id = store.replica_id
+        assert not coordination.coordinator.replicas.is_cut_off
+        with monkeypatch.context() as patch:
+            patch.setattr(Lease, "is_held", False)
+            assert coordination.coordinator.replicas.is_cut_off
+            # A single server has no other that could answer.
+            coordination.context.peers.set((), replica_id)
+            assert not coordination.coordinator.replicas.is_cut_off
+        await eventually(lambda: coordination.context.peers.others)
+        assert not coordination.coordinator.replicas.is_cut_off
 
 
 async def test_each_replica_collects_its_own_uploads(store: Store, tmp_path: Path, database: str) -> None:

@@ -64,6 +64,11 @@ def test_the_log_is_verified_where_it_is_and_against_a_recorded_head(
     assert "SEQUENCE:HASH" in fedround("audit", "verify", "--head", "12", code=2).output
 
 
+def test_one_chain_is_said_to_be_one(tmp_path: Path, fedround: Callable[..., Any]) -> None:
+    with Server(tmp_path / "data") as new:
+        assert " entries in 1 chain.\n" in fedround("audit", "verify", "--data-dir", new.data_dir).stdout
+
+
 @pytest.mark.usefixtures("training")
 def test_a_copy_that_was_changed_is_found(server: Server, fedround: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"

@@ -1,5 +1,6 @@
 """A server that goes on with PostgreSQL in the middle of a training."""
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,12 @@ import fedround_client as fr
 from calls import until
 from e2e.federation import State, federation
 from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED
+from fedround_server import audit
 from fedround_server import database as command
+from fedround_server.backup import __main__ as backup
+from fedround_server.config import Settings
+from fedround_server.doctor.database import Database
+from fedround_server.store.db.connection import database_name
 from postgres import Postgres, create_database
 from servers import Server
 
@@ -61,6 +67,27 @@ def trained(folder: Path, database: str) -> bytes:
             assert (report.versions, report.counted) == (ROUNDS, ROUNDS * 2)
         bits: bytes = group.actor.download_model(ended.model_id)["w"].tobytes()
         return bits
+
+
+def test_nothing_uses_the_file_that_was_copied(
+    tmp_path: Path, postgres: Postgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, database = tmp_path / "data", create_database(postgres)
+    with Server(folder) as server:
+        server.stop()
+        assert command.main(["copy", "--data-dir", str(folder), "--database", database]) == 0
+        capsys.readouterr()
+        line = f"the database of {folder} was copied to {database_name(database)}: set --database or FEDROUND_DATABASE"
+        with pytest.raises(AssertionError, match=re.escape(line)):
+            server.start()
+        assert audit.main(["--data-dir", str(folder)]) == 1
+        assert backup.main(["backup", "--data-dir", str(folder), "--output", str(tmp_path / "backup")]) == 1
+        assert capsys.readouterr().err.count(line) == 2
+        (finding,) = Database(Settings(data_dir=folder), is_running=False).check()
+        assert (finding.state, line in finding.found) == ("fail", True)
+        # As the line says: no server has used the copy.
+        (folder / "database.moved").unlink()
+        server.start()
 
 
 def test_a_training_goes_on_in_postgresql_with_the_same_bits(

@@ -17,6 +17,7 @@ from calls import fails_with, kinds, model_file, read_error, until
 from chaos.proxy import Fate, Proxy
 from e2e.federation import Federation, federation
 from e2e.test_several_servers import ME, has, is_done, recorded, succeeds, users
+from operations.test_health import health
 from replicas import replica, replicas
 from seaweed import seaweed
 from servers import MODULE, Server, descendants
@@ -94,11 +95,16 @@ def test_a_replica_that_is_cut_off_from_the_database_leaves_its_work_to_the_othe
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         with fails_with("UNAVAILABLE", "STORE_UNAVAILABLE", "this server has lost its lease"):
             found.client[1].users.GetMyself(ME)
+        # A load balancer leaves it, and no service manager restarts it.
+        until(lambda: health(second.address) == (1, "NOT_SERVING"))
+        assert health(second.address, "--live") == (0, "NOT_SERVING")
+        assert health(first.address) == (0, "SERVING")
         until(lambda: is_done(found.actor[0], training.training_id))
         for worker in workers:
             os.kill(worker, signal.SIGCONT)
         cut.mend()
         until(lambda: succeeds(lambda: found.client[1].submit(training.training_id, model_file(3), 1)))
+        until(lambda: health(second.address) == (0, "SERVING"))
         until(lambda: has(found.actor, training.training_id, 2))
         actions = [action for action, _ in recorded(database, training.training_id)]
         assert (actions.count("version_made"), actions.count("round_done")) == (2, 2)

@@ -193,6 +193,14 @@ def test_dashboard_and_rules_name_metrics_that_exist(watched: Watched) -> None:
     assert labels <= known
 
 
+def test_every_alert_is_documented() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    alerts = [rule["alert"] for group in rules["groups"] for rule in group["rules"]]
+    assert {"FedroundReplicaLost", "FedroundUpdatesUnavailable"} < set(alerts)
+    assert re.findall(r"^\| (Fedround\w+) \|", page, re.MULTILINE) == alerts
+
+
 def test_panels_have_a_place_and_a_unit() -> None:
     board = json.loads((ROOT / "deploy/grafana/fedround.json").read_text(encoding="utf-8"))
     graphs = [panel for panel in board["panels"] if panel["type"] != "row"]

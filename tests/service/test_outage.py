@@ -52,6 +52,9 @@ def test_a_lost_database_is_reported_and_missed_only_while_it_is_away(
                 with fails_with("UNAVAILABLE", "STORE_UNAVAILABLE", "the database does not answer") as error:
                     call()
                 assert "RetryInfo" in error.details.details
+            # The log says so once, and not for each call.
+            lines = [line for line in server.log.splitlines() if "the database does not answer" in line]
+            assert len([line for line in lines if "try again" not in line]) == 1
         with ThreadPoolExecutor(8) as pool:
             found = pool.map(lambda _: person.users.GetMyself(ME).user.user_id, range(100))
             assert list(found) == [me.user_id] * 100

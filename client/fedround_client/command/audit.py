@@ -62,7 +62,8 @@ def verify(
     if form is Format.JSON:
         echo_json({**asdict(report), "head": str(report.head)})
         return
-    echo(f"The audit log is valid: {report.entries} entries in {report.chains + 1} chains.")
+    entries, chains = _count(report.entries, "entry", "entries"), _count(report.chains + 1, "chain", "chains")
+    echo(f"The audit log is valid: {entries} in {chains}.")
     echo(
         f"Updates and reports: {report.updates} accepted: {report.counted} counted, {report.superseded} superseded,"
         f" {report.waiting} waiting."
@@ -174,3 +175,7 @@ def _parse_head(data: Mapping[str, Any]) -> AuditHead:
     if not isinstance(chain, str):
         raise TypeError("a chain is the id of a training")
     return AuditHead.parse(data["head"], chain)
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"

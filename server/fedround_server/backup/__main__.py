@@ -16,6 +16,7 @@ from fedround_server.backup.take import take
 from fedround_server.blobs.objects import read_place
 from fedround_server.config import Settings
 from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.store.db.place import find_database
 
 URL_HELP = "others can see arguments, so set FEDROUND_DATABASE if it has a password"
 NEXT_STEPS = """Next:
@@ -113,7 +114,7 @@ def _take(options: argparse.Namespace) -> int:
         )
     taken = take(
         settings.data_dir,
-        settings.database or settings.data_dir / "fedround.db",
+        settings.database if options.files_only else find_database(settings.data_dir, settings.database),
         options.output,
         link=options.link,
         keep=options.keep,

@@ -12,12 +12,13 @@ import structlog
 from fedround_server.blobs import BlobDamaged, map_disk_full
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.log_context import begin_work
+from fedround_server.coordinator.outages import level_of
 from fedround_server.coordinator.results import adopt
 from fedround_server.coordinator.shadows import Shadows
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState, UpdateFacts
 from fedround_server.domain.audit import acting
-from fedround_server.domain.errors import DiskFull, ObjectsUnavailable, Unavailable
+from fedround_server.domain.errors import DiskFull, Unavailable
 from fedround_server.domain.model import VersionFile, blobs_of
 from fedround_server.domain.rounds.kind import Computation
 from fedround_server.domain.update import Update
@@ -104,9 +105,7 @@ class Aggregations:
                             await self._follow_up(training_id)
                         return
                 except TRANSIENT as error:
-                    # An outage of the object store, which may be long, is logged once.
-                    level = logging.DEBUG if isinstance(error, ObjectsUnavailable) else logging.WARNING
-                    log.log(level, "aggregation of training %s: %s", training_id, error)
+                    log.log(level_of(error), "aggregation of training %s: %s", training_id, error)
                     seconds = getattr(error, "retry_seconds", None)
                     await self._context.clock.sleep(timedelta(seconds=seconds) if seconds else RETRY_DELAY)
                     # The error may have hidden a commit that succeeded.

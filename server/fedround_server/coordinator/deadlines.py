@@ -10,6 +10,7 @@ from typing import Any
 from fedround_server.coordinator.aggregation import RETRY_DELAY
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.log_context import begin_work
+from fedround_server.coordinator.outages import level_of
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.rounds.round import Round, UnfinishedRound
@@ -92,7 +93,7 @@ class Deadlines:
             try:
                 await self._context.tasks.run_shielded(self._expire(current, time))
             except Unavailable as error:
-                log.warning("deadline of training %s: %s", training_id, error)
+                log.log(level_of(error), "deadline of training %s: %s", training_id, error)
                 await self._context.clock.sleep(RETRY_DELAY)
             else:
                 reached("deadline.judged")

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.outages import level_of
 from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import FedroundError, Unavailable
 
@@ -119,7 +120,7 @@ class DeniedCalls:
         try:
             await self._context.store.audit.add(records)
         except Unavailable as error:
-            log.warning("recording denied calls: %s", error)
+            log.log(level_of(error), "recording denied calls: %s", error)
             return False
         for group, count in written:
             # More calls may have been counted during the transaction.

@@ -9,6 +9,7 @@ from fedround_server.coordinator.collection import Collection
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.openings import INTERVAL as OPENINGS_INTERVAL
 from fedround_server.coordinator.openings import Openings
+from fedround_server.coordinator.outages import level_of
 from fedround_server.coordinator.round import Rounds
 from fedround_server.domain.errors import BackupInProgress, Unavailable
 
@@ -50,7 +51,7 @@ class Housekeeping:
                 del changed[:LAST_SEEN_USERS]
         except Unavailable as error:
             self._context.presence.give_back(user_id for user_id, _ in changed)
-            log.warning("keeping last-seen times: %s", error)
+            log.log(level_of(error), "keeping last-seen times: %s", error)
 
     async def _reconcile_forever(self) -> None:
         while True:
@@ -59,7 +60,7 @@ class Housekeeping:
                 await self._context.store.hold()
                 await self._rounds.reconcile()
             except Unavailable as error:
-                log.warning("reconciling rounds: %s", error)
+                log.log(level_of(error), "reconciling rounds: %s", error)
 
     async def _look_forever(self, rounds: Absences | Openings, interval: timedelta) -> None:
         while True:
@@ -68,7 +69,7 @@ class Housekeeping:
                 try:
                     await rounds.look(training_id)
                 except Unavailable as error:
-                    log.warning("looking at the round of training %s: %s", training_id, error)
+                    log.log(level_of(error), "looking at the round of training %s: %s", training_id, error)
                     # Nor will the others get an answer now.
                     break
 

@@ -12,6 +12,7 @@ from functools import partial
 from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.feed import Feeds
+from fedround_server.coordinator.outages import level_of
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.uploads.progress import UpdateProgress
 from fedround_server.domain.errors import Unavailable
@@ -101,6 +102,11 @@ class Replicas:
         reached("replica.given_up")
         self._session.notify([LOOK])
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether this replica has lost its lease, so that calls are better made to another one, if there were any."""
+        return not self._context.store.has_lease and bool(self._context.peers.others)
+
     def looked(self, look: Look) -> None:
         """Receives what a look at the database has found, in the session's thread."""
         self._call(partial(self._take_look, look))
@@ -147,12 +153,12 @@ class Replicas:
             try:
                 await self._follow()
             except Unavailable as error:
-                log.warning("following the other replicas: %s", error)
+                log.log(level_of(error), "following the other replicas: %s", error)
 
     def _end_if_cut_off(self) -> None:
         """Ends the subscriptions once this replica has lost its lease, if they can go on at another one."""
-        was_cut_off, self._is_cut_off = self._is_cut_off, not self._context.store.has_lease
-        if self._is_cut_off and not was_cut_off and self._context.peers.others:
+        was_cut_off, self._is_cut_off = self._is_cut_off, self.is_cut_off
+        if self._is_cut_off and not was_cut_off:
             log.warning("the lease of this replica has ended: its subscribers go on at another one")
             # Each asks the store, which refuses.
             self._context.hub.notify_all()

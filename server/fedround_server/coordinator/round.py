@@ -12,6 +12,7 @@ from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.deadlines import Deadlines
 from fedround_server.coordinator.next_rounds import NextRounds
 from fedround_server.coordinator.openings import Openings
+from fedround_server.coordinator.outages import level_of
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.uploads.receive import Uploads
 from fedround_server.coordinator.waiting_log import WaitingLog
@@ -86,7 +87,7 @@ class Rounds:
                 return
         except Unavailable as error:
             # The commit stands, and the caller need not know of this: `reconcile` does the same soon.
-            log.warning("what follows in training %s: %s", training_id, error)
+            log.log(level_of(error), "what follows in training %s: %s", training_id, error)
             return
         if current is None or current.state.is_over:
             self.forget(training_id)

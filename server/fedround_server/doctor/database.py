@@ -14,6 +14,7 @@ from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.token import hash_token
 from fedround_server.store.db import inspection
 from fedround_server.store.db.connection import database_name, reading
+from fedround_server.store.db.place import find_database
 from fedround_server.store.db.wal import check_log
 from fedround_server.store.queries.audit import find_last_time
 from fedround_server.store.queries.blob import page_needed_files
@@ -41,7 +42,11 @@ class Database:
 
     def check(self) -> Iterator[Finding]:
         """Checks the database; stops where the rest depends on what is wrong."""
-        url = self._settings.database or self._settings.data_dir / "fedround.db"
+        try:
+            url = find_database(self._settings.data_dir, self._settings.database)
+        except RuntimeError as error:
+            yield Finding("database", "fail", str(error))
+            return
         name = database_name(url)
         if isinstance(url, Path) and not url.exists():
             yield Finding("database", "note", f"{name} does not exist: the first start of a server makes it")

@@ -2,8 +2,8 @@
 
 import errno
 import hashlib
-import logging
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +13,9 @@ import peewee
 from playhouse.pool import PooledPostgresqlDatabase
 
 from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.store.db.outage import log, outage
 from fedround_server.store.db.wal import check_log
 from fedround_server.store.tables.base import database_proxy
-
-log = logging.getLogger(__name__)
 
 POSTGRES_THREADS = 4
 CONNECT_SECONDS = 10
@@ -218,7 +217,12 @@ def unavailable() -> Iterator[None]:
     try:
         yield
     except (peewee.OperationalError, peewee.InterfaceError) as error:
-        log.warning("the database does not answer: %s", in_one_line(first_error(error)))
+        first = first_error(error)
+        if isinstance(first, sqlite3.Error):
+            # Such as a full disk, with which reads are answered all the time.
+            log.warning("the database does not answer: %s", in_one_line(first))
+        else:
+            outage.failed(in_one_line(first))
         raise StoreUnavailable("the database does not answer: try again") from error
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import peewee
 
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.store.db.connection import database_name, first_error, is_postgres, log
+from fedround_server.store.db.connection import database_name, first_error, is_postgres
+from fedround_server.store.db.outage import log
 
 FULL = 1 << 20
 """Free bytes of a disk below which it is the cause of any error of SQLite."""

@@ -20,6 +20,7 @@ from fedround_server.domain.errors import FedroundError
 from fedround_server.store.db import connection, migrate
 from fedround_server.store.db.group_commit import Call, Change, Joint, Transactions, answer
 from fedround_server.store.db.lease import DatabaseClock, lease
+from fedround_server.store.db.outage import outage
 from fedround_server.store.db.replica_session import Listener, ReplicaSession
 from fedround_server.store.db.server_lock import ServerLock
 from fedround_server.store.db.waiting_calls import WaitingCalls
@@ -202,6 +203,8 @@ class Database:
             outcomes = self._transactions.run(calls)
             seconds = time.perf_counter() - begun
             committed = any(outcome.error is None for _, outcome in outcomes)
+            if committed:
+                outage.answered()
             answer(outcomes, functools.partial(self._count, seconds if committed else None), self._tell)
 
     def _count(self, seconds: float | None) -> None:

@@ -16,6 +16,7 @@ from fedround_server.store.db.connection import (
     session_key,
 )
 from fedround_server.store.db.lease import LEASE_SECONDS, NOW
+from fedround_server.store.db.outage import outage
 
 # Any constants that no other application of the database uses. The first is held by all servers: exclusively by those
 # of versions before there were replicas.
@@ -195,7 +196,10 @@ class ServerLock:
             yield
         except psycopg.errors.LockNotAvailable:
             self.release()
+            if kind is StoreUnavailable:
+                outage.failed(refused)
             raise kind(refused) from None
         except psycopg.OperationalError as error:
             self.release()
+            outage.failed(in_one_line(error))
             raise StoreUnavailable(f"the database does not answer: {in_one_line(error)}") from error
