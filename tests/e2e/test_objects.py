@@ -325,6 +325,15 @@ def test_a_server_without_access_to_its_bucket_does_not_start(
     assert refused(tmp_path / "data", "--objects", store.url).splitlines() == [line]
 
 
+def test_an_endpoint_without_a_scheme_is_told_in_one_line(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", seaweed().endpoint.removeprefix("http://"))
+    line = "error: objects: AWS_ENDPOINT_URL must begin with http:// or https://"
+    assert refused(tmp_path / "data", "--objects", store.url).splitlines() == [line]
+    assert copy(capfd, tmp_path, store.url) == (1, f"{line}\n")
+
+
 def test_doctor_looks_at_the_bucket(store: Store, tmp_path: Path) -> None:
     def found(url: str) -> str:
         finding = check_objects(Settings(data_dir=tmp_path, objects=url))

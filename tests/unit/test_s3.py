@@ -141,6 +141,50 @@ def test_credentials_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
         BucketUrl("s3://bucket")()
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_STS"])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("127.0.0.1:8333", "must begin with http:// or https://"),
+        ("", "must begin with http:// or https://"),
+        ("//c0ffee:1", "must begin with http:// or https://"),
+        ("ftp://c0ffee", "must begin with http:// or https://"),
+        ("http://", "must be a URL"),
+        ("http://c0f fee", "must be a URL"),
+        ("http://[::1", "must be a URL"),
+        ("http://[1::2::3]", "must be a URL"),
+        ("http://c0ffee:99999", "must be a URL"),
+        ("http://127.0.0.300", "must be a URL"),
+        ("http://xn--a", "must be a URL"),
+        ("https://user:c0ffee@s3.example.org", "must have no user and no password"),
+        ("http://s3.example.org\n", "has a line break"),
+    ],
+)
+def test_an_endpoint_that_is_no_url_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match=f"^objects: {name} {words}") as raised:
+        BucketUrl("s3://bucket")()
+    assert "c0ffee" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["http://127.0.0.1:8333", "HTTPS://s3.example.org/store/", "http://[::1]:1", "http://minio", "http://a.b."]
+)
+def test_an_endpoint_may_be_any_url(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", value)
+    BucketUrl("s3://bucket")()
+
+
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+def test_a_line_break_in_a_variable_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "c0ffee\n")
+    with pytest.raises(RuntimeError) as raised:
+        BucketUrl("s3://bucket")()
+    assert str(raised.value) == f"objects: {name} has a line break or another control character"
+
+
 def test_obstore_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(RuntimeError, match=r'obstore.* is not installed: run pip install "fedround\[s3\]"'):

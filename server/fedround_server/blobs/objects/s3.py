@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from fedround_server.blobs.objects.bucket import Bucket, BucketError, Entry
+from fedround_server.blobs.objects.environment import allows_http, check_variables
 
 if TYPE_CHECKING:
     from obstore.store import MemoryStore, S3Store
 
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 REQUEST_SECONDS = 30.0
 """How long a request may take, with its bytes."""
 BEHIND = re.compile("status code: 416|StartTooLarge")
@@ -49,9 +49,9 @@ class BucketUrl:
             raise RuntimeError(
                 f'objects: {error.name} is not installed: run pip install "fedround[s3]", or leave out --objects'
             ) from error
-        endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "")
+        check_variables()
         options: dict[str, Any] = {
-            "allow_http": endpoint.startswith("http://"),
+            "allow_http": allows_http(),
             "timeout": timedelta(seconds=REQUEST_SECONDS),
         }
         if bundle := os.environ.get("AWS_CA_BUNDLE"):
