@@ -37,7 +37,7 @@ class Outage:
         def reach(method: str, key: str) -> None:
             self.attempts += 1
             if self.is_away:
-                raise BucketError("it answers 503 SlowDown")
+                raise BucketError("it answers 503 SlowDown", detail="s3.test:1")
 
         requests.before = reach
         return PatientBucket(requests, sleep=self.sleep, clock=lambda: self.now)
@@ -77,6 +77,9 @@ def test_requests_of_a_long_outage_fail_at_once(outage: Outage, caplog: pytest.L
     with pytest.raises(ObjectsUnavailable, match="503 SlowDown") as raised:
         patient.put("a", b"1")
     assert raised.value.retry_seconds == 5
+    # For the operator alone.
+    assert "s3.test" not in str(raised.value)
+    assert "it answers 503 SlowDown (s3.test:1); uploads" in caplog.text
     assert 60 <= outage.now < 75
     before, attempts = outage.now, outage.attempts
     for _ in range(5):

@@ -31,6 +31,7 @@ from servers import MODULE, Server
 
 LARGE = {"w": np.arange(3 * PART_BYTES // 4, dtype=np.float32)}
 """A model of some parts."""
+UNREACHABLE = "there is no connection to its endpoint"
 
 
 class Store:
@@ -269,18 +270,33 @@ def test_what_cannot_be_copied_is_told(
         ({"AWS_ACCESS_KEY_ID": KEY + "reader"}, "", "cannot write to it: the credentials have no permission"),
         ({"AWS_ACCESS_KEY_ID": KEY + "writer"}, "", "cannot read from it: the credentials have no permission"),
         ({"AWS_ACCESS_KEY_ID": KEY + "unlisting"}, "", "cannot list it: the credentials have no permission"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "", "cannot write to it: there is no connection to its endpoint"),
+        (
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            "",
+            f"cannot write to it: {UNREACHABLE} (127.0.0.1:9: the connection is refused)",
+        ),
+        (
+            {"AWS_ENDPOINT_URL": "https://127.0.0.1:PORT"},
+            "",
+            f"cannot write to it: {UNREACHABLE} (127.0.0.1:PORT: it does not speak TLS",
+        ),
+        (
+            {"AWS_ENDPOINT_URL": "http://no.such.host.invalid"},
+            "",
+            f"cannot write to it: {UNREACHABLE} (no.such.host.invalid: its name is not known)",
+        ),
     ],
 )
 def test_a_bucket_that_cannot_be_used_is_told(
     store: Store, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], url: str, problem: str
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
+    port = seaweed().endpoint.rpartition(":")[2]
     for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, value.replace("PORT", port))
     with pytest.raises(BucketUnusable) as raised:
         check_bucket(BucketUrl(url or store.url)())
-    assert str(raised.value).startswith(problem)
+    assert str(raised.value).startswith(problem.replace("PORT", port))
     assert SECRET not in str(raised.value)
 
 
@@ -314,7 +330,7 @@ def test_a_server_that_cannot_use_its_bucket_does_not_start(store: Store, tmp_pa
     [
         ("AWS_SECRET_ACCESS_KEY", "wrong", "the credentials are wrong (SignatureDoesNotMatch)"),
         ("AWS_ACCESS_KEY_ID", KEY + "reader", "the credentials have no permission (AccessDenied)"),
-        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", "there is no connection to its endpoint"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", f"{UNREACHABLE} (127.0.0.1:9: the connection is refused)"),
     ],
 )
 def test_a_server_without_access_to_its_bucket_does_not_start(

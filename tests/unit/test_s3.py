@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,7 @@ ANSWER = (
     " Key Id AKIAEXAMPLE does not exist</Message><AWSAccessKeyId>AKIAEXAMPLE</AWSAccessKeyId><StringToSign>AWS4-HMAC"
     " c0ffee</StringToSign><SignatureProvided>c0ffee</SignatureProvided></Error>\n\nDebug source:\nGeneric {{}}"
 )
+FAILED = "Generic S3 error: Error performing PUT http://AKIAEXAMPLE:c0ffee@s3.test:1/k?X-Amz-Signature=c0ffee in 1ms - "
 STS = (
     "Error performing POST https://sts.amazonaws.com/?Action=AssumeRoleWithWebIdentity&WebIdentityToken=c0ffee in 1ms -"
     " Server returned non-2xx status code: 400 Bad Request: <Error><Code>InvalidIdentityToken</Code></Error>"
@@ -43,6 +45,12 @@ STS = (
         ("error sending request\n kind: Connect", "no connection", False),
         ("operation timed out c0ffee", "does not answer in time", False),
         ("something c0ffee", "the request failed", False),
+        (FAILED + "kind: Timeout, TimedOut", "does not answer in time (s3.test:1)", False),
+        (FAILED + "Connect, ConnectionRefused", "endpoint (s3.test:1: the connection is refused)", False),
+        (FAILED + "Connect, InvalidCertificate(UnknownIssuer)", "(s3.test:1: its certificate is not trusted", False),
+        (FAILED + "SendRequest, IncompleteMessage", "endpoint (s3.test:1: it closes connections)", False),
+        (FAILED + "Connect, Other", "no connection to its endpoint (s3.test:1)", False),
+        ("Failed to read token file '/no/token': c0ffee", "token cannot be read (/no/token)", False),
     ],
 )
 def test_an_error_says_what_is_wrong_and_nothing_secret(text: str, words: str, is_refusal: bool) -> None:
@@ -183,6 +191,38 @@ def test_a_line_break_in_a_variable_is_told(monkeypatch: pytest.MonkeyPatch, nam
     with pytest.raises(RuntimeError) as raised:
         BucketUrl("s3://bucket")()
     assert str(raised.value) == f"objects: {name} has a line break or another control character"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"AWS_UNSIGNED_PAYLOAD": "c0ffee"}, "AWS_UNSIGNED_PAYLOAD cannot be used"),
+        ({"AWS_SERVER_SIDE_ENCRYPTION": "c0ffee"}, "AWS_SERVER_SIDE_ENCRYPTION, or an AWS_SSE_* variable, cannot be"),
+        ({"AWS_CA_BUNDLE": "garbage.pem"}, "AWS_CA_BUNDLE: garbage.pem is no PEM file of certificates"),
+        ({"AWS_CA_BUNDLE": "empty.pem"}, "AWS_CA_BUNDLE: empty.pem is no PEM file of certificates"),
+        ({"AWS_CA_BUNDLE": "no.pem"}, "AWS_CA_BUNDLE: no.pem cannot be read: No such file or directory"),
+        ({"AWS_ACCESS_KEY_ID": "c0ffee"}, "of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, one is missing"),
+        ({"AWS_SECRET_ACCESS_KEY": "c0ffee"}, "of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, one is missing"),
+        ({"AWS_SHARED_CREDENTIALS_FILE": "lines"}, "lines has a value of more than one line in the profile default"),
+        (
+            {"AWS_WEB_IDENTITY_TOKEN_FILE": "token", "AWS_ROLE_ARN": "c0ffee"},
+            "AWS_WEB_IDENTITY_TOKEN_FILE: token cannot be read: No such file or directory",
+        ),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("garbage.pem").write_text("-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n")
+    Path("empty.pem").write_text("c0ffee")
+    Path("lines").write_text("[default]\naws_access_key_id = c0ffee\n  c0ffee\naws_secret_access_key = c0ffee\n")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError) as raised:
+        BucketUrl("s3://bucket")()
+    assert str(raised.value).startswith(f"objects: {words}")
+    assert "c0ffee" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_obstore_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:

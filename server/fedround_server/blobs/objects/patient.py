@@ -118,7 +118,7 @@ class PatientBucket:
             is_news = not self._is_logged and now - since >= SILENT_SECONDS
             self._is_logged |= is_news
         if is_news:
-            log.warning("the object store cannot be used: %s; uploads and aggregations wait for it", error.problem)
+            log.warning("the object store cannot be used: %s; uploads and aggregations wait for it", error)
         return since
 
     def _answered(self) -> None:
