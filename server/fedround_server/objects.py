@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from fedround_server.blobs import BlobDamaged, StagedBlob
 from fedround_server.blobs.local import LocalBlobs, files_below
-from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, check_bucket, read_place, write_place
+from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, read_place, write_place
 from fedround_server.config import Settings
 from fedround_server.domain.errors import ObjectsUnavailable
 from fedround_server.domain.model import BlobRef
@@ -81,7 +81,7 @@ def copy(source: str, target: str, *, verify: bool, progress: Callable[[Copied],
             raise CopyError(f"the files of {data_dir} are in {place}: copy them from there")
         bucket = BucketUrl(url)
         try:
-            check_bucket(bucket())
+            bucket.check()
         except BucketUnusable as error:
             raise CopyError(f"{url}: {error}") from error
         local = LocalBlobs(data_dir)

@@ -1,6 +1,7 @@
 """What is said about a bucket that cannot be used: what is wrong, and nothing secret."""
 
 import pickle
+import socket
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -118,6 +119,28 @@ def test_a_bucket_is_checked_for_all_that_is_needed(method: str, words: str, mon
         passing = Failing(method, BucketError("it answers 503"), 2)
         check_bucket(passing)
         assert passing.left == 0
+
+
+def test_a_store_that_does_not_answer_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = "fedround_server.blobs.objects.s3"
+    monkeypatch.setattr(f"{module}.CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(f"{module}.SILENT_SECONDS", 0.1)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "c0ffee")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{endpoint}")
+        with pytest.raises(BucketUnusable) as raised:
+            BucketUrl("s3://bucket").check()
+        # There was one request.
+        silent.accept()[0].close()
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+    assert str(raised.value) == f"cannot write to it: it does not answer in time ({endpoint})"
+    assert [record.message for record in caplog.records] == ["waiting for the object store to answer"]
 
 
 def test_an_outage_can_be_told_to_another_process() -> None:

@@ -1,11 +1,13 @@
 """Buckets of S3, and of stores that are compatible with it, through obstore."""
 
+import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,10 +21,12 @@ from fedround_server.blobs.objects.environment import (
     read_credentials,
     read_file,
 )
+from fedround_server.blobs.objects.patient import SILENT_SECONDS
 
 if TYPE_CHECKING:
     from obstore.store import MemoryStore, S3Store
 
+log = logging.getLogger(__name__)
 REQUEST_SECONDS = 30.0
 """How long a request may take, with its bytes."""
 BEHIND = re.compile("status code: 416|StartTooLarge")
@@ -42,6 +46,8 @@ REASONS = (
 CHECK = "check/"
 CHECKS = 3
 """Attempts at the check: a single error is common."""
+CHECK_SECONDS = 15.0
+"""How long a request of the check may take, and after which time there is no other attempt."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class BucketUrl:
     """Where a bucket is: s3://BUCKET/PREFIX. Opens it, in any process, with credentials of the environment."""
 
     url: str
+    request_seconds: float = REQUEST_SECONDS
 
     def __call__(self) -> Bucket:
         """Opens the bucket, without a request.
@@ -66,7 +73,7 @@ class BucketUrl:
         check_variables()
         options: dict[str, Any] = {
             "allow_http": allows_http(),
-            "timeout": timedelta(seconds=REQUEST_SECONDS),
+            "timeout": timedelta(seconds=self.request_seconds),
         }
         if bundle := os.environ.get("AWS_CA_BUNDLE"):
             options["root_certificate"] = read_file("AWS_CA_BUNDLE", bundle)
@@ -89,6 +96,15 @@ class BucketUrl:
             return ObstoreBucket(store)
         # Outside of the handler, so that the error of obstore is not its context.
         raise RuntimeError(f"objects: {problem}")
+
+    def check(self) -> None:
+        """Opens the bucket, and checks that it can be used as the server does.
+
+        Raises:
+            RuntimeError: It cannot be opened.
+            BucketUnusable: It cannot be used.
+        """
+        check_bucket(replace(self, request_seconds=CHECK_SECONDS)())
 
 
 class ObstoreBucket:
@@ -225,21 +241,33 @@ class BucketUnusable(Exception):
 
 
 def check_bucket(bucket: Bucket) -> None:
-    """Checks that a bucket can be used as the server does.
+    """Checks that a bucket can be used as the server does; logs that it waits for a store that does not answer.
 
     Raises:
         BucketUnusable: It cannot.
     """
+    begun = time.monotonic()
     for attempt in range(1, CHECKS):
         try:
-            _check(bucket)
+            _check_patiently(bucket)
         except BucketUnusable as error:
-            if error.is_refusal:
+            if error.is_refusal or time.monotonic() - begun >= CHECK_SECONDS:
                 raise
             time.sleep(attempt)
         else:
             return
-    _check(bucket)
+    _check_patiently(bucket)
+
+
+def _check_patiently(bucket: Bucket) -> None:
+    """Checks a bucket, and logs that it waits if that takes long."""
+    waiting = threading.Timer(SILENT_SECONDS, log.warning, ("waiting for the object store to answer",))
+    waiting.daemon = True
+    waiting.start()
+    try:
+        _check(bucket)
+    finally:
+        waiting.cancel()
 
 
 def _check(bucket: Bucket) -> None:
