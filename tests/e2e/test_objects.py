@@ -1,6 +1,7 @@
 """Servers whose files are in an object store, a real one."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -178,6 +179,25 @@ def copy(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     said = "".join(capfd.readouterr())
     assert SECRET not in said
     return code, said
+
+
+def test_a_store_that_hangs_is_logged_while_an_upload_waits_for_it(server: Server) -> None:
+    def create() -> None:
+        group.actor.create_training({"w": np.zeros(4, np.float32)}, name="t", target_num_updates=1)
+
+    with federation(server, 1) as group, ThreadPoolExecutor(1) as pool:
+        seaweed().send(signal.SIGSTOP)
+        try:
+            created = pool.submit(create)
+            line = "the object store cannot be used: it does not answer; uploads"
+            until(lambda: created.done() or line in server.log)
+            # Before the request has failed.
+            assert not created.done()
+        finally:
+            seaweed().send(signal.SIGCONT)
+        created.result()
+    assert server.log.count("the object store cannot be used") == 1
+    assert server.log.count("the object store answers again") == 1
 
 
 def test_files_are_copied_into_a_bucket_and_back(
