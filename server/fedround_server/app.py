@@ -16,7 +16,7 @@ import structlog
 from fedround_server import logs, processes
 from fedround_server.blobs import BlobFiles
 from fedround_server.blobs.local import LocalBlobs
-from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, check_bucket, check_place, write_place
+from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, check_place, write_place
 from fedround_server.config import Settings, replica_name
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.change_log import ChangeLog
@@ -173,7 +173,7 @@ def _open_blobs(settings: Settings) -> LocalBlobs | ObjectBlobs:
         return local
     bucket = BucketUrl(settings.objects)
     try:
-        check_bucket(bucket())
+        bucket.check()
     except BucketUnusable as error:
         raise RuntimeError(f"objects: {settings.objects}: {error}; docs/objects.md says what is needed") from error
     return ObjectBlobs(folder, bucket, settings.objects_cache_bytes)

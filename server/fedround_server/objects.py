@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from fedround_server.blobs import BlobDamaged, StagedBlob
 from fedround_server.blobs.local import LocalBlobs, files_below
-from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, check_bucket, read_place, write_place
+from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, read_place, write_place
 from fedround_server.config import Settings
 from fedround_server.domain.errors import ObjectsUnavailable
 from fedround_server.domain.model import BlobRef
@@ -52,7 +52,7 @@ def copy(source: str, target: str, *, verify: bool, progress: Callable[[Copied],
     """Copies all files of a data directory into a bucket, or of a bucket into a data directory.
 
     Each is compared with its digest on the way. A file that the destination has, with its size, is not copied. The data
-    directory remembers where its files are if all could be copied.
+    directory remembers where its files are if all could be copied. A source without files counts as mistyped.
 
     Args:
         source: A data directory, or the s3:// URL of a bucket.
@@ -81,7 +81,7 @@ def copy(source: str, target: str, *, verify: bool, progress: Callable[[Copied],
             raise CopyError(f"the files of {data_dir} are in {place}: copy them from there")
         bucket = BucketUrl(url)
         try:
-            check_bucket(bucket())
+            bucket.check()
         except BucketUnusable as error:
             raise CopyError(f"{url}: {error}") from error
         local = LocalBlobs(data_dir)
@@ -97,6 +97,8 @@ def copy(source: str, target: str, *, verify: bool, progress: Callable[[Copied],
                 raise CopyError(f"start the server on {data_dir} once, and stop it: it has to recover small files")
             copies.run(copies.to_bucket, _local_blobs(local))
             remains = url
+        if copies.done == Copied():
+            raise CopyError(f"{source} has no files: check its name")
         if not copies.done.problems:
             write_place(data_dir, remains)
         return copies.done

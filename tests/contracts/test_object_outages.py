@@ -1,12 +1,15 @@
 """An object store that is away: what waits, what fails, what is logged, and what goes on afterwards."""
 
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from calls import until
 from contracts.blobs import put_small, small
 from contracts.buckets import Requests, new_memory, unreliable
 from contracts.object_servers import DATA, UPLOAD, WHOLE, Servers, upload
@@ -37,7 +40,7 @@ class Outage:
         def reach(method: str, key: str) -> None:
             self.attempts += 1
             if self.is_away:
-                raise BucketError("it answers 503 SlowDown")
+                raise BucketError("it answers 503 SlowDown", detail="s3.test:1")
 
         requests.before = reach
         return PatientBucket(requests, sleep=self.sleep, clock=lambda: self.now)
@@ -77,6 +80,9 @@ def test_requests_of_a_long_outage_fail_at_once(outage: Outage, caplog: pytest.L
     with pytest.raises(ObjectsUnavailable, match="503 SlowDown") as raised:
         patient.put("a", b"1")
     assert raised.value.retry_seconds == 5
+    # For the operator alone.
+    assert "s3.test" not in str(raised.value)
+    assert "it answers 503 SlowDown (s3.test:1); uploads" in caplog.text
     assert 60 <= outage.now < 75
     before, attempts = outage.now, outage.attempts
     for _ in range(5):
@@ -86,6 +92,34 @@ def test_requests_of_a_long_outage_fail_at_once(outage: Outage, caplog: pytest.L
     outage.is_away = False
     assert patient.head("a") is None
     assert len(caplog.records) == 2
+
+
+def test_a_store_that_hangs_is_logged_before_its_requests_fail(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fedround_server.blobs.objects.patient.SILENT_SECONDS", 0.1)
+    monkeypatch.setattr("fedround_server.blobs.objects.watch.POLL_SECONDS", 0.01)
+    requests, goes_on = Requests(new_memory()), threading.Event()
+
+    def hang(method: str, key: str) -> None:
+        goes_on.wait()
+
+    requests.before = hang
+    bucket = PatientBucket(requests)
+    for _ in range(2):
+        goes_on.clear()
+        with ThreadPoolExecutor(2) as pool:
+            puts = [pool.submit(bucket.put, key, b"1") for key in "ab"]
+            try:
+                until(lambda: bool(caplog.records))
+            finally:
+                goes_on.set()
+            for put in puts:
+                put.result()
+        first, second = [record.message for record in caplog.records]
+        assert first == "the object store cannot be used: it does not answer; uploads and aggregations wait for it"
+        assert second.startswith("the object store answers again, after ")
+        caplog.clear()
 
 
 def test_single_errors_are_not_logged(outage: Outage, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """Servers whose files are in an object store, a real one."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -31,6 +32,7 @@ from servers import MODULE, Server
 
 LARGE = {"w": np.arange(3 * PART_BYTES // 4, dtype=np.float32)}
 """A model of some parts."""
+UNREACHABLE = "there is no connection to its endpoint"
 
 
 class Store:
@@ -179,6 +181,25 @@ def copy(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     return code, said
 
 
+def test_a_store_that_hangs_is_logged_while_an_upload_waits_for_it(server: Server) -> None:
+    def create() -> None:
+        group.actor.create_training({"w": np.zeros(4, np.float32)}, name="t", target_num_updates=1)
+
+    with federation(server, 1) as group, ThreadPoolExecutor(1) as pool:
+        seaweed().send(signal.SIGSTOP)
+        try:
+            created = pool.submit(create)
+            line = "the object store cannot be used: it does not answer; uploads"
+            until(lambda: created.done() or line in server.log)
+            # Before the request has failed.
+            assert not created.done()
+        finally:
+            seaweed().send(signal.SIGCONT)
+        created.result()
+    assert server.log.count("the object store cannot be used") == 1
+    assert server.log.count("the object store answers again") == 1
+
+
 def test_files_are_copied_into_a_bucket_and_back(
     store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,18 +290,33 @@ def test_what_cannot_be_copied_is_told(
         ({"AWS_ACCESS_KEY_ID": KEY + "reader"}, "", "cannot write to it: the credentials have no permission"),
         ({"AWS_ACCESS_KEY_ID": KEY + "writer"}, "", "cannot read from it: the credentials have no permission"),
         ({"AWS_ACCESS_KEY_ID": KEY + "unlisting"}, "", "cannot list it: the credentials have no permission"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "", "cannot write to it: there is no connection to its endpoint"),
+        (
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            "",
+            f"cannot write to it: {UNREACHABLE} (127.0.0.1:9: the connection is refused)",
+        ),
+        (
+            {"AWS_ENDPOINT_URL": "https://127.0.0.1:PORT"},
+            "",
+            f"cannot write to it: {UNREACHABLE} (127.0.0.1:PORT: it does not speak TLS",
+        ),
+        (
+            {"AWS_ENDPOINT_URL": "http://no.such.host.invalid"},
+            "",
+            f"cannot write to it: {UNREACHABLE} (no.such.host.invalid: its name is not known)",
+        ),
     ],
 )
 def test_a_bucket_that_cannot_be_used_is_told(
     store: Store, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], url: str, problem: str
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
+    port = seaweed().endpoint.rpartition(":")[2]
     for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, value.replace("PORT", port))
     with pytest.raises(BucketUnusable) as raised:
         check_bucket(BucketUrl(url or store.url)())
-    assert str(raised.value).startswith(problem)
+    assert str(raised.value).startswith(problem.replace("PORT", port))
     assert SECRET not in str(raised.value)
 
 
@@ -314,7 +350,7 @@ def test_a_server_that_cannot_use_its_bucket_does_not_start(store: Store, tmp_pa
     [
         ("AWS_SECRET_ACCESS_KEY", "wrong", "the credentials are wrong (SignatureDoesNotMatch)"),
         ("AWS_ACCESS_KEY_ID", KEY + "reader", "the credentials have no permission (AccessDenied)"),
-        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", "there is no connection to its endpoint"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", f"{UNREACHABLE} (127.0.0.1:9: the connection is refused)"),
     ],
 )
 def test_a_server_without_access_to_its_bucket_does_not_start(
@@ -323,6 +359,22 @@ def test_a_server_without_access_to_its_bucket_does_not_start(
     monkeypatch.setenv(name, value)
     line = f"error: objects: {store.url}: cannot write to it: {problem}; docs/objects.md says what is needed"
     assert refused(tmp_path / "data", "--objects", store.url).splitlines() == [line]
+
+
+def test_a_copy_of_nothing_fails(store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for source, target in ((store.url, tmp_path), (tmp_path, store.url)):
+        assert copy(capfd, source, target) == (1, f"error: {source} has no files: check its name\n")
+    # No server is told to look there.
+    assert not (tmp_path / "objects.url").exists()
+
+
+def test_an_endpoint_without_a_scheme_is_told_in_one_line(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", seaweed().endpoint.removeprefix("http://"))
+    line = "error: objects: AWS_ENDPOINT_URL must begin with http:// or https://"
+    assert refused(tmp_path / "data", "--objects", store.url).splitlines() == [line]
+    assert copy(capfd, tmp_path, store.url) == (1, f"{line}\n")
 
 
 def test_doctor_looks_at_the_bucket(store: Store, tmp_path: Path) -> None:

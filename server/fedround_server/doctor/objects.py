@@ -1,6 +1,6 @@
 """The object store, if the files are in one."""
 
-from fedround_server.blobs.objects import BucketUnusable, BucketUrl, check_bucket, check_place
+from fedround_server.blobs.objects import BucketUnusable, BucketUrl, check_place
 from fedround_server.config import Settings
 from fedround_server.doctor.finding import Finding
 
@@ -12,7 +12,7 @@ def check_objects(settings: Settings) -> Finding | None:
         check_place(settings.data_dir, settings.objects)
         if not settings.objects:
             return None
-        check_bucket(BucketUrl(settings.objects)())
+        BucketUrl(settings.objects).check()
     except BucketUnusable as error:
         return Finding(name, "fail", f"{settings.objects}: {error}")
     except RuntimeError as error:

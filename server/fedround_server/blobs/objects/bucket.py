@@ -8,13 +8,15 @@ from typing import Protocol
 class BucketError(Exception):
     """A request has no result: whether it changed anything is not known. Never contains a secret.
 
+    Its text is for the operator.
+
     Attributes:
-        problem: What is wrong, for the operator.
+        problem: What is wrong, without what users must not know: where the store is.
         is_refusal: Whether the store answered that it does not allow the request.
     """
 
-    def __init__(self, problem: str, *, is_refusal: bool = False) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: str, *, detail: str = "", is_refusal: bool = False) -> None:
+        super().__init__(f"{problem} ({detail})" if detail else problem)
         self.problem = problem
         self.is_refusal = is_refusal
 

@@ -9,6 +9,8 @@ from functools import partial
 from typing import TypeVar
 
 from fedround_server.blobs.objects.bucket import Bucket, BucketError, Entry
+from fedround_server.blobs.objects.layout import PART_BYTES
+from fedround_server.blobs.objects.watch import Watch
 from fedround_server.domain.errors import ObjectsUnavailable
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ class PatientBucket:
     """A bucket whose requests are repeated for a while; `Bucket` describes the methods.
 
     Requests raise `ObjectsUnavailable` in the end, those of an outage that has lasted long after one attempt. An outage
-    is logged once, and so is its end.
+    is logged once, also while the store takes requests and does not answer, and so is its end.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class PatientBucket:
         # Since when no request was answered; None if the last one was.
         self._silent_since: float | None = None
         self._is_logged = False
+        self._watch = Watch(self._late, SILENT_SECONDS, clock)
 
     def put(self, key: str, data: bytes, *, create: bool = False, commit: str = "") -> None:
         """Stores an object; one that an attempt without an answer has created is no other one."""
@@ -59,11 +62,11 @@ class PatientBucket:
                 if found is None or found.commit != commit:
                     raise
 
-        self._repeat(attempt)
+        self._repeat(attempt, len(data))
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Returns a part of an object."""
-        return self._repeat(lambda: self._bucket.get(key, start, end))
+        return self._repeat(lambda: self._bucket.get(key, start, end), PART_BYTES if end is None else end - start)
 
     def head(self, key: str) -> Entry | None:
         """Returns what is known of an object."""
@@ -91,11 +94,12 @@ class PatientBucket:
         except BucketError as error:
             raise _unavailable(error) from None
 
-    def _repeat(self, request: Callable[[], R]) -> R:
+    def _repeat(self, request: Callable[[], R], size_bytes: int = 0) -> R:
         begun, delay = self._clock(), FIRST_DELAY
         while True:
             try:
-                result = request()
+                with self._watch.request(size_bytes):
+                    result = request()
             except BucketError as error:
                 if self._clock() - min(begun, self._failed(error)) >= self._patience:
                     raise _unavailable(error) from None
@@ -110,18 +114,25 @@ class PatientBucket:
 
     def _failed(self, error: BucketError) -> float:
         """Returns since when no request was answered."""
-        now = self._clock()
+        return self._silent(self._clock(), error)
+
+    def _late(self, since: float) -> None:
+        self._silent(since, "it does not answer")
+
+    def _silent(self, since: float, problem: BucketError | str) -> float:
+        """Notes that a request has no answer, and logs that in time; returns since when no request was answered."""
         with self._lock:
             if self._silent_since is None:
-                self._silent_since = now
+                self._silent_since = since
             since = self._silent_since
-            is_news = not self._is_logged and now - since >= SILENT_SECONDS
+            is_news = not self._is_logged and self._clock() - since >= SILENT_SECONDS
             self._is_logged |= is_news
         if is_news:
-            log.warning("the object store cannot be used: %s; uploads and aggregations wait for it", error.problem)
+            log.warning("the object store cannot be used: %s; uploads and aggregations wait for it", problem)
         return since
 
     def _answered(self) -> None:
+        self._watch.answered()
         if self._silent_since is None:
             return
         with self._lock:

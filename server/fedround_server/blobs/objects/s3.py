@@ -1,33 +1,53 @@
 """Buckets of S3, and of stores that are compatible with it, through obstore."""
 
-import configparser
+import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from fedround_server.blobs.objects.bucket import Bucket, BucketError, Entry
+from fedround_server.blobs.objects.environment import (
+    allows_http,
+    check_variables,
+    problem_of,
+    read_credentials,
+    read_file,
+)
+from fedround_server.blobs.objects.patient import SILENT_SECONDS
 
 if TYPE_CHECKING:
     from obstore.store import MemoryStore, S3Store
 
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+log = logging.getLogger(__name__)
 REQUEST_SECONDS = 30.0
 """How long a request may take, with its bytes."""
 BEHIND = re.compile("status code: 416|StartTooLarge")
 COMMIT = "commit"
 PAGE = 1000
 WRONG_CREDENTIALS = re.compile("SignatureDoesNotMatch|InvalidAccessKeyId|InvalidToken|ExpiredToken|AuthorizationHeader")
+TOKEN_FILE = re.compile(r"Failed to read (?:EKS )?token file '([^'\n]+)'")
+REASONS = (
+    ("ConnectionRefused", "the connection is refused"),
+    ("dns error", "its name is not known"),
+    ("InvalidContentType|InvalidMessage", "it does not speak TLS: does the endpoint begin with http://?"),
+    ("InvalidCertificate", "its certificate is not trusted: name its authority in AWS_CA_BUNDLE"),
+    ("NetworkUnreachable|HostUnreachable", "it cannot be reached"),
+    ("ConnectionReset|IncompleteMessage|UnexpectedEof", "it closes connections"),
+)
+"""What an error of a connection may contain, and what that means."""
 CHECK = "check/"
 CHECKS = 3
 """Attempts at the check: a single error is common."""
+CHECK_SECONDS = 15.0
+"""How long a request of the check may take, and after which time there is no other attempt."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,7 @@ class BucketUrl:
     """Where a bucket is: s3://BUCKET/PREFIX. Opens it, in any process, with credentials of the environment."""
 
     url: str
+    request_seconds: float = REQUEST_SECONDS
 
     def __call__(self) -> Bucket:
         """Opens the bucket, without a request.
@@ -49,13 +70,13 @@ class BucketUrl:
             raise RuntimeError(
                 f'objects: {error.name} is not installed: run pip install "fedround[s3]", or leave out --objects'
             ) from error
-        endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "")
+        check_variables()
         options: dict[str, Any] = {
-            "allow_http": endpoint.startswith("http://"),
-            "timeout": timedelta(seconds=REQUEST_SECONDS),
+            "allow_http": allows_http(),
+            "timeout": timedelta(seconds=self.request_seconds),
         }
         if bundle := os.environ.get("AWS_CA_BUNDLE"):
-            options["root_certificate"] = _read(bundle)
+            options["root_certificate"] = read_file("AWS_CA_BUNDLE", bundle)
         parts = urlsplit(self.url)
         try:
             store = S3Store(
@@ -66,45 +87,24 @@ class BucketUrl:
                 retry_config={"max_retries": 0},
                 # One object at a time is removed, and not all stores know the request that removes many.
                 disable_bulk_delete=True,
-                **_shared_credentials(),
+                **read_credentials(),
             )
-        except (BaseError, ValueError):
+        except (BaseError, ValueError) as error:
             # Its message may have the value.
-            raise RuntimeError("objects: an AWS_* environment variable cannot be used") from None
-        return ObstoreBucket(store)
+            problem = problem_of(str(error))
+        else:
+            return ObstoreBucket(store)
+        # Outside of the handler, so that the error of obstore is not its context.
+        raise RuntimeError(f"objects: {problem}")
 
+    def check(self) -> None:
+        """Opens the bucket, and checks that it can be used as the server does.
 
-def _shared_credentials() -> dict[str, Any]:
-    """Returns the credentials of the file that AWS_SHARED_CREDENTIALS_FILE names, unless variables have some.
-
-    Raises:
-        RuntimeError: They cannot be read.
-    """
-    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE")
-    if not path or os.environ.get("AWS_ACCESS_KEY_ID"):
-        return {}
-    parser = configparser.RawConfigParser()
-    profile = os.environ.get("AWS_PROFILE", "default")
-    try:
-        parser.read_string(_read(path).decode())
-        found = parser[profile]
-        token = {"session_token": found["aws_session_token"]} if "aws_session_token" in found else {}
-        return {
-            "access_key_id": found["aws_access_key_id"],
-            "secret_access_key": found["aws_secret_access_key"],
-            **token,
-        }
-    except (configparser.Error, KeyError, UnicodeDecodeError):
-        raise RuntimeError(
-            f"objects: {path} has no aws_access_key_id and aws_secret_access_key in the profile {profile}"
-        ) from None
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise RuntimeError(f"objects: {path} cannot be read: {error.strerror}") from error
+        Raises:
+            RuntimeError: It cannot be opened.
+            BucketUnusable: It cannot be used.
+        """
+        check_bucket(replace(self, request_seconds=CHECK_SECONDS)())
 
 
 class ObstoreBucket:
@@ -205,6 +205,8 @@ def _error(text: str) -> BucketError:
     number = "" if status is None else status[1]
     if word == "NoSuchBucket":
         return BucketError("the bucket does not exist", is_refusal=True)
+    if file := TOKEN_FILE.search(text):
+        return BucketError("the file with its token cannot be read", detail=file[1])
     if "169.254." in text or "/sts" in text or "WebIdentity" in text:
         return BucketError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", is_refusal=True)
     if WRONG_CREDENTIALS.match(word):
@@ -215,37 +217,57 @@ def _error(text: str) -> BucketError:
         return BucketError(f"the credentials have no permission ({word or number})", is_refusal=True)
     if answer := f"{number} {word}".strip():
         return BucketError(f"it answers {answer}")
+    endpoint = _endpoint(text)
     if "TimedOut" in text or "timed out" in text:
-        return BucketError("it does not answer in time")
-    if "Connect" in text:
-        return BucketError("there is no connection to its endpoint")
-    return BucketError("the request failed")
+        return BucketError("it does not answer in time", detail=endpoint)
+    if "Connect" in text or "SendRequest" in text:
+        reason = next((reason for pattern, reason in REASONS if re.search(pattern, text)), "")
+        return BucketError("there is no connection to its endpoint", detail=": ".join(filter(None, (endpoint, reason))))
+    return BucketError("the request failed", detail=endpoint)
+
+
+def _endpoint(text: str) -> str:
+    """Returns the host and the port of the request that an error of obstore is about."""
+    url = re.search(r"Error performing \w+ (https?://\S+)", text)
+    return "" if url is None else urlsplit(url[1]).netloc.rpartition("@")[2]
 
 
 class BucketUnusable(Exception):
     """A bucket cannot be used as the server does; the message is for the operator."""
 
     def __init__(self, doing: str, error: BucketError) -> None:
-        super().__init__(f"cannot {doing}: {error.problem}")
+        super().__init__(f"cannot {doing}: {error}")
         self.is_refusal = error.is_refusal
 
 
 def check_bucket(bucket: Bucket) -> None:
-    """Checks that a bucket can be used as the server does.
+    """Checks that a bucket can be used as the server does; logs that it waits for a store that does not answer.
 
     Raises:
         BucketUnusable: It cannot.
     """
+    begun = time.monotonic()
     for attempt in range(1, CHECKS):
         try:
-            _check(bucket)
+            _check_patiently(bucket)
         except BucketUnusable as error:
-            if error.is_refusal:
+            if error.is_refusal or time.monotonic() - begun >= CHECK_SECONDS:
                 raise
             time.sleep(attempt)
         else:
             return
-    _check(bucket)
+    _check_patiently(bucket)
+
+
+def _check_patiently(bucket: Bucket) -> None:
+    """Checks a bucket, and logs that it waits if that takes long."""
+    waiting = threading.Timer(SILENT_SECONDS, log.warning, ("waiting for the object store to answer",))
+    waiting.daemon = True
+    waiting.start()
+    try:
+        _check(bucket)
+    finally:
+        waiting.cancel()
 
 
 def _check(bucket: Bucket) -> None:
