@@ -300,13 +300,41 @@ def test_a_server_that_cannot_use_its_bucket_does_not_start(store: Store, tmp_pa
     assert said.splitlines() == [f"{line}; docs/objects.md says what is needed"]
     # It may be started with another one.
     store.bucket.put(f"{OBJECTS}00/{'0' * 64}", b"of another server")
-    assert f"the database is empty, but {store.url} was used, and has files" in refused(
+    assert f"the database refers to no files, but {store.url} was used, and has {store.url}/objects/00/" in refused(
         tmp_path / "data", "--objects", store.url
     )
     other = Store()
     with Server(tmp_path / "data", options=("--objects", other.url), program=MODULE):
         pass
     assert f"are in {other.url}: set --objects {other.url}" in refused(tmp_path / "data")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_server_with_another_database_deletes_no_files(
+    server: Server, store: Store, tmp_path: Path, database: str
+) -> None:
+    with federation(server, 0) as group:
+        model = group.actor.upload_model({"w": np.ones(3)})
+    # A database in use, whose server had its files elsewhere, on another machine.
+    with Server(tmp_path / "other", database=database) as other, federation(other, 0) as group:
+        group.actor.upload_model({"w": np.zeros(3)})
+    said = refused(tmp_path / "new", "--database", database, "--objects", store.url)
+    assert f"{store.url} has the files of another database" in said
+    assert [entry.key for entry in store.entries()] == [f"{OBJECTS}{model.sha256[:2]}/{model.sha256}"]
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_server_alone_with_the_wrong_place_does_not_take_the_database(
+    store: Store, tmp_path: Path, database: str
+) -> None:
+    right = Server(tmp_path / "data", database=database, options=("--objects", store.url), program=MODULE)
+    with right, federation(right, 0) as group:
+        group.actor.upload_model({"w": np.ones(3)})
+    for options in ((), ("--objects", Store().url)):
+        said = refused(tmp_path / str(len(options)), "--database", database, *options)
+        assert "does not have the files of this database: of 1 that were looked for, it has 0" in said
+    with right:
+        pass
 
 
 @pytest.mark.parametrize(

@@ -302,10 +302,6 @@ class ObjectBlobs:
         found = self._bucket.head(blob_key(blob.sha256))
         return found is not None and found.size_bytes == blob.size_bytes
 
-    def is_unused(self) -> bool:
-        """Returns whether the bucket has no blobs."""
-        return next(iter(self._bucket.entries(OBJECTS)), None) is None
-
     def _parts(self, ref: UploadRef) -> list[Part]:
         try:
             return self.files.upload_parts(ref)
