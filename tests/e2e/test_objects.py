@@ -24,6 +24,7 @@ from fedround_server.blobs.objects.bucket import Entry
 from fedround_server.blobs.objects.layout import OBJECTS, PART_BYTES, UPLOADS
 from fedround_server.blobs.objects.s3 import ObstoreBucket
 from fedround_server.config import Settings
+from fedround_server.doctor.__main__ import check
 from fedround_server.doctor.objects import check_objects
 from forked import run
 from seaweed import KEY, SECRET, seaweed
@@ -361,3 +362,18 @@ def test_doctor_looks_at_the_bucket(store: Store, tmp_path: Path) -> None:
     assert found("") == ""
     assert found(store.url) == f"ok: {store.url} can be written, read, listed and deleted from"
     assert found("s3://missing-bucket") == "fail: s3://missing-bucket: cannot write to it: the bucket does not exist"
+
+
+@pytest.mark.parametrize("size", [10, LARGE["w"].size])
+def test_doctor_looks_for_the_files_in_the_bucket(server: Server, store: Store, size: int) -> None:
+    def found() -> str:
+        shown = {one.check: one for one in check(Settings(data_dir=server.data_dir, objects=store.url))}
+        return f"{shown['files'].state}: {shown['files'].found}"
+
+    with federation(server, 0) as group:
+        model = group.actor.upload_model({"w": LARGE["w"][:size]})
+    assert found() == "ok: 1 checked by size"
+    (entry,) = store.entries()
+    store.bucket.delete(entry.key)
+    missing = f"{model.sha256} (not in the object store with its size)"
+    assert found() == f"fail: 1 checked by size, damaged or missing: {missing}: restore a backup"
