@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -15,14 +14,11 @@ import pytest
 import fedround_client as fr
 from calls import until
 from chaos.proxy import Fate, Proxy
-from contracts.buckets import real_store
 from damage import flip, stored
 from e2e.federation import federation, plus_one
-from fedround_server import objects
+from e2e.object_store import Store, copy, refused
 from fedround_server.blobs.objects import BucketUnusable, BucketUrl, check_bucket
-from fedround_server.blobs.objects.bucket import Entry
 from fedround_server.blobs.objects.layout import OBJECTS, PART_BYTES, UPLOADS
-from fedround_server.blobs.objects.s3 import ObstoreBucket
 from fedround_server.config import Settings
 from fedround_server.doctor.__main__ import check
 from fedround_server.doctor.objects import check_objects
@@ -32,21 +28,6 @@ from servers import MODULE, Server
 
 LARGE = {"w": np.arange(3 * PART_BYTES // 4, dtype=np.float32)}
 """A model of some parts."""
-
-
-class Store:
-    """A place in a bucket, as a server is told of it."""
-
-    def __init__(self) -> None:
-        self.prefix = str(uuid4())
-        self.bucket = ObstoreBucket(real_store(self.prefix))
-
-    @property
-    def url(self) -> str:
-        return f"s3://tests/{self.prefix}"
-
-    def entries(self, prefix: str = OBJECTS) -> list[Entry]:
-        return self.bucket.page(prefix, "")
 
 
 @pytest.fixture
@@ -172,14 +153,6 @@ def test_an_outage_of_the_store_delays_a_round_and_is_logged_once(
     assert server.log.count("the object store answers again") == 1
 
 
-def copy(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    """Runs `fedround objects copy`; returns the exit code and what it says."""
-    code = objects.main(["copy", *map(str, words)])
-    said = "".join(capfd.readouterr())
-    assert SECRET not in said
-    return code, said
-
-
 def test_files_are_copied_into_a_bucket_and_back(
     store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,16 +258,6 @@ def test_a_bucket_that_cannot_be_used_is_told(
     assert SECRET not in str(raised.value)
 
 
-def refused(data_dir: Path, *options: str) -> str:
-    """What a server says that must not start."""
-    command = [sys.executable, *MODULE, "--listen", "127.0.0.1:0", "--data-dir", str(data_dir), *options]
-    command += ["--log-level", "warning"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert SECRET not in done.stderr
-    return done.stderr
-
-
 def test_a_server_that_cannot_use_its_bucket_does_not_start(store: Store, tmp_path: Path) -> None:
     said = refused(tmp_path / "data", "--objects", "s3://missing-bucket/x")
     line = "error: objects: s3://missing-bucket/x: cannot write to it: the bucket does not exist"
@@ -308,34 +271,6 @@ def test_a_server_that_cannot_use_its_bucket_does_not_start(store: Store, tmp_pa
     with Server(tmp_path / "data", options=("--objects", other.url), program=MODULE):
         pass
     assert f"are in {other.url}: set --objects {other.url}" in refused(tmp_path / "data")
-
-
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_a_server_with_another_database_deletes_no_files(
-    server: Server, store: Store, tmp_path: Path, database: str
-) -> None:
-    with federation(server, 0) as group:
-        model = group.actor.upload_model({"w": np.ones(3)})
-    # A database in use, whose server had its files elsewhere, on another machine.
-    with Server(tmp_path / "other", database=database) as other, federation(other, 0) as group:
-        group.actor.upload_model({"w": np.zeros(3)})
-    said = refused(tmp_path / "new", "--database", database, "--objects", store.url)
-    assert f"{store.url} has the files of another database" in said
-    assert [entry.key for entry in store.entries()] == [f"{OBJECTS}{model.sha256[:2]}/{model.sha256}"]
-
-
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_a_server_alone_with_the_wrong_place_does_not_take_the_database(
-    store: Store, tmp_path: Path, database: str
-) -> None:
-    right = Server(tmp_path / "data", database=database, options=("--objects", store.url), program=MODULE)
-    with right, federation(right, 0) as group:
-        group.actor.upload_model({"w": np.ones(3)})
-    for options in ((), ("--objects", Store().url)):
-        said = refused(tmp_path / str(len(options)), "--database", database, *options)
-        assert "does not have the files of this database: of 1 that were looked for, it has 0" in said
-    with right:
-        pass
 
 
 @pytest.mark.parametrize(
