@@ -16,13 +16,22 @@ import structlog
 from fedround_server import logs, processes
 from fedround_server.blobs import BlobFiles
 from fedround_server.blobs.local import LocalBlobs
-from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, check_place, write_place
+from fedround_server.blobs.objects import (
+    BucketUnusable,
+    BucketUrl,
+    ObjectBlobs,
+    check_place,
+    read_place,
+    write_place,
+)
+from fedround_server.blobs.places import BucketPlace, FolderPlace
 from fedround_server.config import Settings, replica_name
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.change_log import ChangeLog
 from fedround_server.coordinator.context import StoreClock, SystemClock
 from fedround_server.coordinator.server_status import installed_version
 from fedround_server.counters import Counters
+from fedround_server.domain.place import Place
 from fedround_server.engine.cluster.cluster import Cluster
 from fedround_server.engine.cluster.engine import RayEngine
 from fedround_server.engine.executor import WorkerEngine
@@ -82,24 +91,19 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             # None of these is written before there is a database.
             _check_unused(settings.data_dir, f"{database} is missing or empty", ("admin.token", "objects/*/*"))
         with explained(database):
-            files_id, journal_id = _ids_of(settings) if settings.database else ("", "")
+            place = _place(settings, blobs)
             store = stack.enter_context(
                 Store(
                     database,
                     no_sync=settings.no_sync,
                     counters=counters,
                     tell=ChangeLog(traces).tell,
-                    files_id=files_id,
-                    journal_id=journal_id,
+                    place=place,
+                    journal_id=read_id(settings.data_dir / "journal.id") if settings.database else "",
                 )
             )
             if not await store.users.page(None, "", 1):
                 _check_unused(settings.data_dir, "the database is empty", ("objects/*/*",))
-                if isinstance(blobs, ObjectBlobs) and not blobs.is_unused():
-                    raise RuntimeError(
-                        f"the database is empty, but {settings.objects} was used, and has files: choose another prefix,"
-                        " or set --database to the one that the server used"
-                    )
             elif settings.id_seed is not None:
                 raise RuntimeError("id_seed would repeat ids of this data directory, which was used before: unset it")
         if isinstance(blobs, ObjectBlobs):
@@ -234,17 +238,12 @@ def _engine(settings: Settings, files: BlobFiles, counters: Counters, cluster: C
     return WorkerEngine(files, **options) if cluster is None else RayEngine(cluster, files, **options)
 
 
-def _ids_of(settings: Settings) -> tuple[str, str]:
-    """Returns the ids of the place where a server has its files, and of its journal; makes them at the first start.
-
-    Servers that share a database must share the place: the object store, or the folder of the objects, or what it
-    links to, which the id is beside. Endpoints are not compared: one store may have several.
-    """
-    if settings.objects:
-        files = str(uuid.uuid5(uuid.NAMESPACE_URL, settings.objects.rstrip("/")))
-    else:
-        files = read_id((settings.data_dir / "objects").resolve().parent / "files.id")
-    return files, read_id(settings.data_dir / "journal.id")
+def _place(settings: Settings, blobs: LocalBlobs | ObjectBlobs) -> Place | None:
+    """Returns the place that the database must know: the object store or the folder; None if it lies beside it."""
+    if isinstance(blobs, ObjectBlobs):
+        is_known = read_place(settings.data_dir) == settings.objects
+        return BucketPlace(settings.objects.rstrip("/"), blobs, is_known=is_known)
+    return FolderPlace(settings.data_dir.absolute(), blobs) if settings.database else None
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:

@@ -16,9 +16,11 @@ from pydantic import ValidationError
 from fedround_server.blobs import BlobDamaged, StagedBlob
 from fedround_server.blobs.local import LocalBlobs, files_below
 from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, read_place, write_place
+from fedround_server.blobs.places import BucketPlace, FolderPlace, moved_ids
 from fedround_server.config import Settings
 from fedround_server.domain.errors import ObjectsUnavailable
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.place import Place
 from fedround_server.host.file_lock import locked_folder
 from fedround_server.host.sync import sync_file
 
@@ -89,6 +91,9 @@ def copy(source: str, target: str, *, verify: bool, progress: Callable[[Copied],
         remote = ObjectBlobs(data_dir, bucket, settings.objects_cache_bytes)
         stack.callback(remote.close)
         copies = _Copies(local, remote, verify, progress)
+        places: list[Place] = [FolderPlace(data_dir.absolute(), local), BucketPlace(url.rstrip("/"), remote)]
+        origin, destination = reversed(places) if _is_url(source) else places
+        ids = moved_ids(origin, destination)
         if _is_url(source):
             copies.run(copies.to_folder, remote.stored())
             remains = ""
@@ -100,6 +105,8 @@ def copy(source: str, target: str, *, verify: bool, progress: Callable[[Copied],
         if copies.done == Copied():
             raise CopyError(f"{source} has no files: check its name")
         if not copies.done.problems:
+            if ids != destination.ids():
+                destination.replace(ids)
             write_place(data_dir, remains)
         return copies.done
 

@@ -81,10 +81,18 @@ def is_taken(database: str) -> bool:
 
 def begin(database: str, files_id: str) -> ServerLock:
     """A server that has its files in a place."""
-    lock = ServerLock(database, files_id)
+    lock = ServerLock(database, lambda: files_id)
     with lock.starting():
-        pass
+        claim(database, files_id)
     return lock
+
+
+def claim(database: str, files_id: str) -> None:
+    """Lets a database remember the place of its files, as a server does while it starts."""
+    import psycopg
+
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("UPDATE server_state SET files_id = %s", (files_id,))
 
 
 async def test_an_open_store_holds_the_lock(store: Store, database: str, impatient: None) -> None:
@@ -203,7 +211,7 @@ def test_a_server_leaves_room_for_replicas_that_have_lost_the_lock(database: str
     first = begin(database, "here")
     add_lease(database, "its own")
     lose(database)
-    second = ServerLock(database, "here")
+    second = ServerLock(database, lambda: "here")
     with second.starting():
         first.hold()
     first.release()
@@ -222,7 +230,7 @@ def test_replicas_that_have_lost_the_lock_keep_the_database_for_their_files(
     first.hold()
     first.release()
     # Another server with its journal: it has ended.
-    lock = ServerLock(database, "there", "its own")
+    lock = ServerLock(database, lambda: "there", "its own")
     with lock.starting():
         pass
     lock.release()

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -16,15 +15,13 @@ import pytest
 import fedround_client as fr
 from calls import until
 from chaos.proxy import Fate, Proxy
-from contracts.buckets import real_store
 from damage import flip, stored
 from e2e.federation import federation, plus_one
-from fedround_server import objects
+from e2e.object_store import Store, copy, refused
 from fedround_server.blobs.objects import BucketUnusable, BucketUrl, check_bucket
-from fedround_server.blobs.objects.bucket import Entry
 from fedround_server.blobs.objects.layout import OBJECTS, PART_BYTES, UPLOADS
-from fedround_server.blobs.objects.s3 import ObstoreBucket
 from fedround_server.config import Settings
+from fedround_server.doctor.__main__ import check
 from fedround_server.doctor.objects import check_objects
 from forked import run
 from seaweed import KEY, SECRET, seaweed
@@ -33,21 +30,6 @@ from servers import MODULE, Server
 LARGE = {"w": np.arange(3 * PART_BYTES // 4, dtype=np.float32)}
 """A model of some parts."""
 UNREACHABLE = "there is no connection to its endpoint"
-
-
-class Store:
-    """A place in a bucket, as a server is told of it."""
-
-    def __init__(self) -> None:
-        self.prefix = str(uuid4())
-        self.bucket = ObstoreBucket(real_store(self.prefix))
-
-    @property
-    def url(self) -> str:
-        return f"s3://tests/{self.prefix}"
-
-    def entries(self, prefix: str = OBJECTS) -> list[Entry]:
-        return self.bucket.page(prefix, "")
 
 
 @pytest.fixture
@@ -171,14 +153,6 @@ def test_an_outage_of_the_store_delays_a_round_and_is_logged_once(
             assert set(group.actor.download_model(training.model_id)["w"]) == {2}
     assert server.log.count("the object store cannot be used") == 1
     assert server.log.count("the object store answers again") == 1
-
-
-def copy(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    """Runs `fedround objects copy`; returns the exit code and what it says."""
-    code = objects.main(["copy", *map(str, words)])
-    said = "".join(capfd.readouterr())
-    assert SECRET not in said
-    return code, said
 
 
 def test_a_store_that_hangs_is_logged_while_an_upload_waits_for_it(server: Server) -> None:
@@ -320,23 +294,13 @@ def test_a_bucket_that_cannot_be_used_is_told(
     assert SECRET not in str(raised.value)
 
 
-def refused(data_dir: Path, *options: str) -> str:
-    """What a server says that must not start."""
-    command = [sys.executable, *MODULE, "--listen", "127.0.0.1:0", "--data-dir", str(data_dir), *options]
-    command += ["--log-level", "warning"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert SECRET not in done.stderr
-    return done.stderr
-
-
 def test_a_server_that_cannot_use_its_bucket_does_not_start(store: Store, tmp_path: Path) -> None:
     said = refused(tmp_path / "data", "--objects", "s3://missing-bucket/x")
     line = "error: objects: s3://missing-bucket/x: cannot write to it: the bucket does not exist"
     assert said.splitlines() == [f"{line}; docs/objects.md says what is needed"]
     # It may be started with another one.
     store.bucket.put(f"{OBJECTS}00/{'0' * 64}", b"of another server")
-    assert f"the database is empty, but {store.url} was used, and has files" in refused(
+    assert f"the database refers to no files, but {store.url} was used, and has {store.url}/objects/00/" in refused(
         tmp_path / "data", "--objects", store.url
     )
     other = Store()
@@ -385,3 +349,18 @@ def test_doctor_looks_at_the_bucket(store: Store, tmp_path: Path) -> None:
     assert found("") == ""
     assert found(store.url) == f"ok: {store.url} can be written, read, listed and deleted from"
     assert found("s3://missing-bucket") == "fail: s3://missing-bucket: cannot write to it: the bucket does not exist"
+
+
+@pytest.mark.parametrize("size", [10, LARGE["w"].size])
+def test_doctor_looks_for_the_files_in_the_bucket(server: Server, store: Store, size: int) -> None:
+    def found() -> str:
+        shown = {one.check: one for one in check(Settings(data_dir=server.data_dir, objects=store.url))}
+        return f"{shown['files'].state}: {shown['files'].found}"
+
+    with federation(server, 0) as group:
+        model = group.actor.upload_model({"w": LARGE["w"][:size]})
+    assert found() == "ok: 1 checked by size"
+    (entry,) = store.entries()
+    store.bucket.delete(entry.key)
+    missing = f"{model.sha256} (not in the object store with its size)"
+    assert found() == f"fail: 1 checked by size, damaged or missing: {missing}: restore a backup"

@@ -185,7 +185,7 @@ def test_a_postgresql_database_that_is_empty(database: str, data_dir: Path, star
     file.parent.mkdir(parents=True)
     file.touch()
     for _ in range(2):
-        assert has(start(data_dir, "--database", database), "the database is empty", file, "--database")
+        assert has(start(data_dir, "--database", database), "the database refers to no files", file, "--database")
     file.unlink()
     with Server(data_dir, database=database):
         pass

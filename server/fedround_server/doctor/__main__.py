@@ -53,12 +53,13 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield Finding("server process", "ok", "a server runs on it" if is_running else "no server runs on it")
         if has_folder:
             yield from check_disk(settings)
-        if (objects := check_objects(settings)) is not None:
+        objects = check_objects(settings)
+        if objects is not None:
             yield objects
     except OSError as error:
         yield Finding("server process", "fail", f"the data directory cannot be read: {error}")
     else:
-        database = Database(settings, is_running=is_running)
+        database = Database(settings, is_running=is_running, has_bucket=objects is None or objects.state == "ok")
         yield from database.check()
         last = database.last_time
     yield from check_tls(settings)

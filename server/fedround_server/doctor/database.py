@@ -2,15 +2,19 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from fedround_server.blobs import read_entries
+from fedround_server.blobs.objects import BucketUrl, ObjectFiles
 from fedround_server.config import Settings
 from fedround_server.doctor.data_directory import check_token_file
 from fedround_server.doctor.finding import Finding
-from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.domain.errors import ObjectsUnavailable, StoreUnavailable
+from fedround_server.domain.model import BlobRef
 from fedround_server.domain.token import hash_token
 from fedround_server.store.db import inspection
 from fedround_server.store.db.connection import database_name, reading
@@ -26,6 +30,8 @@ FILES_SECONDS = 20.0
 """How long the checks take at most that read everything."""
 BATCH = 1000
 MAX_NAMED = 3
+AT_A_TIME = 16
+"""How many files are looked for at the same time: an object store answers after a while."""
 
 
 class Database:
@@ -35,8 +41,9 @@ class Database:
         last_time: When the audit log had its last entry, once that was read.
     """
 
-    def __init__(self, settings: Settings, *, is_running: bool) -> None:
+    def __init__(self, settings: Settings, *, is_running: bool, has_bucket: bool = True) -> None:
         self._settings = settings
+        self._has_bucket = has_bucket
         self._is_running = is_running
         self.last_time: datetime | None = None
 
@@ -91,20 +98,26 @@ class Database:
 
     def _check_files(self) -> Finding:
         """Checks that files exist with their size; their bytes are verified when they are used."""
-        objects, after, count = self._settings.data_dir / "objects", "", 0
+        settings = self._settings
+        look = partial(_look_in_folder, settings.data_dir / "objects")
+        if settings.objects:
+            if not self._has_bucket:
+                return Finding("files", "note", f"not checked: {settings.objects} cannot be used")
+            bucket = ObjectFiles(settings.data_dir, BucketUrl(settings.objects), settings.objects_cache_bytes)
+            look = partial(_look_in_bucket, bucket)
+        after, count = "", 0
         end, bad = time.monotonic() + FILES_SECONDS, dict[str, str]()
-        while page := page_needed_files(after, BATCH):
-            for sha256, size_bytes in page:
-                try:
-                    found = (objects / sha256[:2] / sha256).stat().st_size
-                except OSError as error:
-                    bad[sha256] = f"{sha256} ({error.strerror})"
-                else:
-                    if found != size_bytes:
-                        bad[sha256] = f"{sha256} ({found} of {size_bytes} bytes)"
-            after, count = page[-1][0], count + len(page)
-            if time.monotonic() > end:
-                break
+        try:
+            with ThreadPoolExecutor(AT_A_TIME) as pool:
+                while page := page_needed_files(after, BATCH):
+                    for (sha256, _), problem in zip(page, pool.map(look, page), strict=True):
+                        if problem:
+                            bad[sha256] = f"{sha256} ({problem})"
+                    after, count = page[-1][0], count + len(page)
+                    if time.monotonic() > end:
+                        break
+        except ObjectsUnavailable as error:
+            return Finding("files", "fail", f"not checked: {error}")
         checked = f"{count} checked by size" + (", not all of them" if page else "")
         in_journal = bad.keys() & self._journaled() if bad else set()
         lost = [text for sha256, text in bad.items() if sha256 not in in_journal]
@@ -142,6 +155,21 @@ class Database:
         if owner is None or not owner[1].is_live(now):
             return Finding("admin.token", "note", f"the token in {path} is not valid any more: remove the file")
         return Finding("admin.token", "ok", f"{path} has a valid token")
+
+
+def _look_in_folder(objects: Path, file: tuple[str, int]) -> str:
+    """Returns what is wrong with a file of a folder, if anything."""
+    sha256, size_bytes = file
+    try:
+        found = (objects / sha256[:2] / sha256).stat().st_size
+    except OSError as error:
+        return str(error.strerror)
+    return "" if found == size_bytes else f"{found} of {size_bytes} bytes"
+
+
+def _look_in_bucket(bucket: ObjectFiles, file: tuple[str, int]) -> str:
+    """Returns what is wrong with a file of a bucket, if anything."""
+    return "" if bucket.has(BlobRef(*file)) else "not in the object store with its size"
 
 
 def _of_setting(found: tuple[str, str, str]) -> Finding:

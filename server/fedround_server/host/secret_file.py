@@ -18,11 +18,16 @@ def write_secret(path: Path, secret: str) -> None:
 
 
 def read_id(path: Path) -> str:
-    """Returns the id in a file; makes both, durably, if it is missing or empty. Several servers may do so at once."""
+    """Returns the id in a file; makes both, durably, if it is missing or empty."""
+    return keep_first(path, str(uuid.uuid4()))
+
+
+def keep_first(path: Path, text: str) -> str:
+    """Returns what is in a file; if it is missing or empty, writes it, durably. Several servers may do so at once."""
     while not (found := _read(path)):
         descriptor, new = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
         try:
-            _fill(descriptor, str(uuid.uuid4()))
+            _fill(descriptor, text)
             _remove_empty(path)
             # The first one stays.
             with suppress(FileExistsError):

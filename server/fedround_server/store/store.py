@@ -7,6 +7,7 @@ from typing import Self
 
 from fedround_server.counters import Counters
 from fedround_server.domain.audit import AuditRecord
+from fedround_server.domain.place import Place
 from fedround_server.store.db.lease import lease
 from fedround_server.store.db.replica_session import Listener, ReplicaSession
 from fedround_server.store.db.run import Database, discard
@@ -17,6 +18,7 @@ from fedround_server.store.verbs.counterfactual import CounterfactualVerbs
 from fedround_server.store.verbs.credentials import CredentialVerbs
 from fedround_server.store.verbs.event import EventVerbs
 from fedround_server.store.verbs.model import ModelVerbs
+from fedround_server.store.verbs.place import PlaceClaim
 from fedround_server.store.verbs.replica import ReplicaVerbs
 from fedround_server.store.verbs.round import RoundVerbs
 from fedround_server.store.verbs.server import ServerVerbs
@@ -37,7 +39,7 @@ class Store:
         no_sync: bool = False,
         counters: Counters | None = None,
         tell: Callable[[Sequence[AuditRecord]], None] = discard,
-        files_id: str = "",
+        place: Place | None = None,
         journal_id: str = "",
     ) -> None:
         """Connects nothing yet.
@@ -49,11 +51,17 @@ class Store:
             counters: Where transactions are counted; None for counters of its own.
             tell: Called with the records of each verb that has changed something, once it is committed, in the context
                 of its caller.
-            files_id: The id of the place where the files are, which all servers of a PostgreSQL database share.
+            place: Where the files are; None if the database needs not know.
             journal_id: The id of the journal of this server.
         """
         self._database = Database(
-            url, now, no_sync=no_sync, counters=counters, tell=tell, files_id=files_id, journal_id=journal_id
+            url,
+            now,
+            no_sync=no_sync,
+            counters=counters,
+            tell=tell,
+            claim=None if place is None else PlaceClaim(place),
+            journal_id=journal_id,
         )
         self.users = UserVerbs(self._database)
         self.credentials = CredentialVerbs(self._database)

@@ -297,14 +297,7 @@ class ObjectBlobs:
 
     def has(self, blob: BlobRef) -> bool:
         """Returns whether a blob is stored with its size."""
-        if blob.size_bytes > self.files.part_bytes:
-            return self.files.stored_size(blob.sha256) == blob.size_bytes
-        found = self._bucket.head(blob_key(blob.sha256))
-        return found is not None and found.size_bytes == blob.size_bytes
-
-    def is_unused(self) -> bool:
-        """Returns whether the bucket has no blobs."""
-        return next(iter(self._bucket.entries(OBJECTS)), None) is None
+        return self.files.has(blob)
 
     def _parts(self, ref: UploadRef) -> list[Part]:
         try:

@@ -130,6 +130,13 @@ class ObjectFiles(LocalFiles):
         except (FileNotFoundError, ValueError):
             return None
 
+    def has(self, blob: BlobRef) -> bool:
+        """Returns whether a blob is stored with its size."""
+        if blob.size_bytes > self.part_bytes:
+            return self.stored_size(blob.sha256) == blob.size_bytes
+        found = self.bucket.head(blob_key(blob.sha256))
+        return found is not None and found.size_bytes == blob.size_bytes
+
     def fetch(self, blob: BlobRef) -> Path:
         """Copies a blob into the cache, although it may be there.
 

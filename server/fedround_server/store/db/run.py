@@ -6,12 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple
 
 from fedround_server.batch import Batch
 from fedround_server.counters import Counters
@@ -39,6 +39,16 @@ def discard(_records: Sequence[AuditRecord]) -> None:
     """Does nothing with what was changed."""
 
 
+class Claim(Protocol):
+    """What a server says of the place of its files."""
+
+    def files_id(self) -> str:
+        """Returns the id of the place."""
+
+    def take(self, begin: Callable[[], AbstractContextManager[None]]) -> None:
+        """Makes sure that it is the place of the database, or takes it, in transactions that a function begins."""
+
+
 class Database:
     """A database, and the executor that all its verbs run on.
 
@@ -54,18 +64,20 @@ class Database:
         no_sync: bool = False,
         counters: Counters | None = None,
         tell: Callable[[Sequence[AuditRecord]], None] = discard,
-        files_id: str = "",
+        claim: Claim | None = None,
         journal_id: str = "",
     ) -> None:
         """Connects nothing yet; the arguments are those of `Store`."""
         self._url = url
         self._journal_id = journal_id
+        self._claim = claim
         self._counters = counters or Counters()
         self._tell = tell
         self.is_postgres = connection.is_postgres(url)
         self._name = connection.database_name(url)
         self._peewee = connection.connect(url, no_sync=no_sync, journal_id=journal_id)
         # A SQLite file needs no lock: it lies in the data directory, which belongs to one server.
+        files_id = str if claim is None else claim.files_id
         self._server_lock = ServerLock(str(url), files_id, journal_id) if self.is_postgres else None
         self.clock = DatabaseClock()
         self._session: ReplicaSession | None = None
@@ -90,6 +102,8 @@ class Database:
             # The lock comes first: no server may migrate a database that another one has for itself.
             with nullcontext() if self._server_lock is None else self._server_lock.starting():
                 self._executor.submit(self._migrate).result()
+                if self._claim is not None:
+                    self._executor.submit(self._claim.take, self._transactions.begin).result()
         except BaseException:
             self.close()
             raise

@@ -1,12 +1,11 @@
 """The server lock: an advisory lock that servers share which may use a PostgreSQL database at the same time."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.failpoints import reached
 from fedround_server.store.db.connection import (
     KEEPALIVES,
     NETWORK,
@@ -49,12 +48,12 @@ class ServerLock:
     It does not show whether transactions of a server that was killed are still in progress: `ServerConnections` does.
     """
 
-    def __init__(self, url: str, files_id: str = "", journal_id: str = "") -> None:
+    def __init__(self, url: str, files_id: Callable[[], str] = str, journal_id: str = "") -> None:
         """Takes no lock yet.
 
         Args:
             url: The database.
-            files_id: The id of the place where the server has its files.
+            files_id: Returns the id of the place where the server has its files; it is asked while others do not start.
             journal_id: The id of its journal.
         """
         self._url = url
@@ -64,7 +63,7 @@ class ServerLock:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Takes the lock; the block migrates the database, while no other server starts.
+        """Takes the lock; the block migrates the database, while no other server starts, and says where its files are.
 
         Before that, it waits until no transaction is in progress of an earlier server with this journal.
 
@@ -89,8 +88,6 @@ class ServerLock:
             yield
             with self._mapped_errors():
                 if is_alone:
-                    self._execute("UPDATE server_state SET files_id = %s", self._files_id)
-                    reached("start.claimed")
                     self._share()
                 self._execute("SELECT pg_advisory_unlock(%s)", START_KEY)
         except BaseException:
@@ -185,7 +182,7 @@ class ServerLock:
 
     def _files_elsewhere(self) -> bool:
         """Returns whether the servers that use the database have their files in another place."""
-        return bool(self._execute("SELECT files_id FROM server_state") != self._files_id)
+        return bool(self._execute("SELECT files_id FROM server_state") != self._files_id())
 
     @contextmanager
     def _mapped_errors(self, refused: str = UNSHARED, kind: type[Exception] = RuntimeError) -> Iterator[None]:
