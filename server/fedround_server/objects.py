@@ -91,6 +91,8 @@ def copy(source: str, target: str, *, verify: bool, progress: Callable[[Copied],
         remote = ObjectBlobs(data_dir, bucket, settings.objects_cache_bytes)
         stack.callback(remote.close)
         copies = _Copies(local, remote, verify, progress)
+        if next(iter(remote.stored() if _is_url(source) else _local_blobs(local)), None) is None:
+            raise CopyError(f"{source} has no files: check its name")
         places: list[Place] = [FolderPlace(data_dir.absolute(), local), BucketPlace(url.rstrip("/"), remote)]
         origin, destination = reversed(places) if _is_url(source) else places
         ids = moved_ids(origin, destination)
@@ -102,8 +104,6 @@ def copy(source: str, target: str, *, verify: bool, progress: Callable[[Copied],
                 raise CopyError(f"start the server on {data_dir} once, and stop it: it has to recover small files")
             copies.run(copies.to_bucket, _local_blobs(local))
             remains = url
-        if copies.done == Copied():
-            raise CopyError(f"{source} has no files: check its name")
         if not copies.done.problems:
             if ids != destination.ids():
                 destination.replace(ids)

@@ -328,8 +328,9 @@ def test_a_server_without_access_to_its_bucket_does_not_start(
 def test_a_copy_of_nothing_fails(store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for source, target in ((store.url, tmp_path), (tmp_path, store.url)):
         assert copy(capfd, source, target) == (1, f"error: {source} has no files: check its name\n")
-    # No server is told to look there.
+    # No server is told to look there, or takes it for a place of files.
     assert not (tmp_path / "objects.url").exists()
+    assert not store.entries("")
 
 
 def test_an_endpoint_without_a_scheme_is_told_in_one_line(
