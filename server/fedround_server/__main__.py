@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fedround_server import logs, processes
 from fedround_server.app import serve
+from fedround_server.blobs.objects import exposed_credentials
 from fedround_server.config import Settings, command_line, problems
 from fedround_server.config import file as config_file
 from fedround_server.domain.errors import ObjectsUnavailable
@@ -61,12 +62,14 @@ def places(settings: Settings) -> str:
     return " and ".join([", ".join(found[:-1]), found[-1]] if found[1:] else found)
 
 
-def _warn_of_passwords(settings: Settings, chosen: Mapping[str, object]) -> None:
-    """Logs who else can see the database's password."""
+def _warn_of_secrets(settings: Settings, chosen: Mapping[str, object]) -> None:
+    """Logs who else can see the database's password, or the credentials of the object store."""
     if settings.config is not None and config_file.exposes_password(settings.config):
         log.warning("others can read the database's password in this file: run chmod 600", path=str(settings.config))
     if config_file.has_password(str(chosen.get("database", ""))):
         log.warning("others can see the password in --database: put it into the file, or into FEDROUND_DATABASE")
+    if settings.objects and (path := exposed_credentials()):
+        log.warning("others can read the object store's credentials in this file: run chmod 600", path=path)
 
 
 def _unknown_variables() -> dict[str, str]:
@@ -129,7 +132,7 @@ async def _run(settings: Settings, chosen: Mapping[str, object]) -> None:
         sys.stdout.flush()
         allocator.set_up()
         if not processes.own_number():
-            _warn_of_passwords(settings, chosen)
+            _warn_of_secrets(settings, chosen)
         notify(f"READY=1\nSTATUS=serving on {address}")
         await stop.wait()
         notify("STOPPING=1\nSTATUS=finishing the calls in progress")

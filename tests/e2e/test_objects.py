@@ -342,6 +342,18 @@ def test_an_endpoint_without_a_scheme_is_told_in_one_line(
     assert copy(capfd, tmp_path, store.url) == (1, f"{line}\n")
 
 
+def test_readable_credentials_are_told(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(f"[default]\naws_access_key_id = {KEY}admin\naws_secret_access_key = {SECRET}\n")
+    file.chmod(0o644)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    with Server(tmp_path / "data", options=("--objects", store.url), program=MODULE) as server:
+        pass
+    assert "others can read the object store's credentials in this file: run chmod 600" in server.log
+    assert SECRET not in server.log
+
+
 def test_doctor_looks_at_the_bucket(store: Store, tmp_path: Path) -> None:
     def found(url: str) -> str:
         finding = check_objects(Settings(data_dir=tmp_path, objects=url))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedround_server.blobs.objects.bucket import BucketError, Entry
+from fedround_server.blobs.objects.environment import exposed_credentials
 from fedround_server.blobs.objects.s3 import BucketUnusable, BucketUrl, _error, check_bucket
 from fedround_server.domain.errors import ObjectsUnavailable
 
@@ -170,6 +171,16 @@ def test_credentials_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("AWS_CA_BUNDLE", str(file.with_name("no.pem")))
     with pytest.raises(RuntimeError, match=r"no\.pem cannot be read"):
         BucketUrl("s3://bucket")()
+
+
+def test_credentials_may_be_read_by_a_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    assert exposed_credentials() == ""
+    file.write_text("")
+    for mode, found in ((0o640, ""), (0o644, str(file))):
+        file.chmod(mode)
+        assert exposed_credentials() == found
 
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_STS"])

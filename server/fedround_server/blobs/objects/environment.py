@@ -3,6 +3,7 @@
 import configparser
 import os
 import re
+import stat
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,15 @@ def read_credentials() -> dict[str, Any]:
         raise RuntimeError(
             f"objects: {path} has no aws_access_key_id and aws_secret_access_key in the profile {profile}"
         ) from None
+
+
+def exposed_credentials() -> str:
+    """Returns the path of the file of AWS_SHARED_CREDENTIALS_FILE if all users of the machine can read it."""
+    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "")
+    try:
+        return path if path and Path(path).stat().st_mode & stat.S_IROTH else ""
+    except OSError:
+        return ""
 
 
 def read_file(name: str, path: str) -> bytes:
