@@ -30,8 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with locked_folder(options.data_dir):
             source = Path(find_database(options.data_dir, ""))
-            counts = copy_to_postgres(source, options.database, TABLES, _show)
-            write_secret(options.data_dir / MOVED, database_name(options.database))
+            note = options.data_dir / MOVED
+            counts = copy_to_postgres(
+                source, options.database, TABLES, _show, lambda: write_secret(note, database_name(options.database))
+            )
     except (RuntimeError, StoreUnavailable) as error:
         return _fail(str(error))
     except OSError as error:

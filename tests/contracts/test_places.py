@@ -13,6 +13,8 @@ from fedround_server.blobs.objects import ObjectBlobs
 from fedround_server.blobs.places import BucketPlace, FolderPlace, moved_ids
 from fedround_server.domain import place as places
 from fedround_server.domain.place import Place
+from fedround_server.store import Store
+from fedround_server.store.verbs.place import PlaceClaim
 
 FILES = [small(bytes([number])) for number in range(1, 5)]
 NEEDED = [(file.blob.sha256, file.blob.size_bytes) for file in FILES]
@@ -150,3 +152,60 @@ def test_a_move_of_a_place_of_an_earlier_version(tmp_path: Path) -> None:
     now = take(target, source.former_id)
     with pytest.raises(RuntimeError, match="has the files of another database"):
         choose_id(source, now, lambda: NEEDED)
+
+
+def test_files_are_not_moved_to_those_of_a_server_that_stored_no_id(make: Make) -> None:
+    source, target = make(2), make(4)
+    with pytest.raises(RuntimeError, match=f"{target.name} has files that {source.name} does not have"):
+        moved_ids(source, target)
+    assert source.ids() == target.ids() == []
+    # An interrupted copy is repeated.
+    assert moved_ids(target, source)[1:] == target.ids()
+
+
+def test_a_copy_that_lacks_files_is_refused(make: Make) -> None:
+    source, target = make(4), make()
+    remembered = take(source, "", NEEDED)
+    target.replace(moved_ids(source, target))
+    with pytest.raises(RuntimeError, match="of 4 that were looked for, it has 0"):
+        choose_id(target, remembered, lambda: NEEDED)
+    assert choose_id(target, remembered, list) == target.ids()[0]
+
+
+def test_a_bucket_that_an_earlier_version_used_again_is_taken_by_its_files(tmp_path: Path) -> None:
+    place = bucket(tmp_path, 4)
+    first = take(place, "", NEEDED)
+    assert choose_id(place, place.former_id, lambda: NEEDED) == first
+
+
+def test_an_empty_id_is_told_or_replaced(tmp_path: Path) -> None:
+    place: Place = bucket(tmp_path)
+    place.replace([])
+    with pytest.raises(RuntimeError, match=r"the files\.id of .* is empty"):
+        place.create(str(uuid4()))
+    # A crash may have left an empty file.
+    place = folder(tmp_path)
+    place.replace([])
+    assert place.create("new") == "new"
+
+
+def test_an_id_that_an_interrupted_start_had_put_late_is_kept(make: Make, tmp_path: Path) -> None:
+    place = make()
+    with Store(tmp_path / "fedround.db") as store:
+        database = store._database
+        claim = PlaceClaim(place)
+
+        def take() -> str:
+            claim.take(database._transactions.begin)
+            return claim.files_id()
+
+        first = database._executor.submit(take).result()
+        # As another start that had looked before the id was there.
+        looks, late = [0], place.ids
+
+        def ids() -> Sequence[str]:
+            looks[0] += 1
+            return [] if looks[0] == 1 else late()
+
+        place.ids = ids  # type: ignore[method-assign]
+        assert database._executor.submit(take).result() == first == late()[0]

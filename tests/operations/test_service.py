@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from fedround_server.__main__ import _warn_of_passwords, main
+from fedround_server.__main__ import _warn_of_secrets, main
 from fedround_server.config import Settings
 from fedround_server.config import file as config_file
 from servers import MODULE, Server
@@ -70,11 +70,11 @@ def test_the_log_says_that_a_password_can_be_seen(tmp_path: Path) -> None:
     for mode, words in ((0o644, ["run chmod 600"]), (0o600, [])):
         file.chmod(mode)
         with capture_logs() as lines:
-            _warn_of_passwords(Settings(config=file), {})
+            _warn_of_secrets(Settings(config=file), {})
         assert [word for word in words if word not in lines[0]["event"]] == []
         assert len(lines) == len(words)
     with capture_logs() as lines:
-        _warn_of_passwords(Settings(database=url), {"database": url})
+        _warn_of_secrets(Settings(database=url), {"database": url})
     assert "others can see the password in --database" in lines[0]["event"]
     assert "secret" not in str(lines)
     file.unlink()

@@ -56,9 +56,11 @@ def test_a_taken_database(database: str, tmp_path: Path) -> None:
         assert (ended.returncode, "another server uses this database" in ended.stderr) == (1, True)
         assert "Traceback" not in ended.stderr
         server.kill()
+        # It refers to no files, so they may be anywhere from now on.
         with Server(tmp_path / "two", database=database):
             pass
-        server.start()
+        ended = forked.run("--listen", "127.0.0.1:0", "--data-dir", tmp_path / "one", "--database", database)
+        assert (ended.returncode, "has the files of another database" in ended.stderr) == (1, True)
 
 
 def test_a_method_without_a_permission_stops_the_start() -> None:

@@ -4,7 +4,7 @@ The object, or the file, `files.id` has the id of its place in its first line. T
 that `fedround objects copy` has filled it from: a database that had its files there may go on here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from fedround_server.domain.model import BlobRef
@@ -37,6 +37,9 @@ class Place(Protocol):
     def example(self) -> str | None:
         """Returns the name of a file in it; None if it has none."""
 
+    def stored(self) -> Iterator[BlobRef]:
+        """Yields the files in it."""
+
     def has(self, blob: BlobRef) -> bool:
         """Returns whether it has a file with its size."""
 
@@ -62,9 +65,11 @@ def choose_id(place: Place, remembered: str, sample: Callable[[], Sequence[tuple
         RuntimeError: The place belongs to another database, or does not have the files.
     """
     ids = place.ids()
-    if remembered and remembered in (ids or [place.former_id]):
-        return ids[0] if ids else remembered
-    if remembered and ids:
+    if remembered and remembered == (ids[0] if ids else place.former_id):
+        return remembered
+    has_moved = remembered in ids
+    # A server of an earlier version has let the database remember the former id.
+    if remembered and ids and not has_moved and remembered != place.former_id:
         raise RuntimeError(
             f"{place.name} has the files of another database: its {NAME} is {ids[0]}, and the files of this database"
             f" are in the place whose {NAME} is {remembered}. Set --objects or --data-dir to that place, or --database"
@@ -72,19 +77,20 @@ def choose_id(place: Place, remembered: str, sample: Callable[[], Sequence[tuple
         )
     needed = sample()
     found = sum(place.has(BlobRef(sha256, size_bytes)) for sha256, size_bytes in needed)
+    known = f" They are in the place whose {NAME} is {remembered}." if remembered else ""
     if not place.is_known or remembered:
-        if 2 * found < len(needed):
-            known = f" They are in the place whose {NAME} is {remembered}." if remembered else ""
+        # A copy has all files, as long as nothing was stored since.
+        if found < (len(needed) if has_moved else len(needed) / 2):
             raise RuntimeError(
                 f"{place.name} does not have the files of this database: of {len(needed)} that were looked for, it has"
                 f" {found}.{known} Set --objects or --data-dir to the place that has them; docs/replicas.md says how"
                 " files are moved"
             )
-        if not needed and (ids or place.example()):
+        if not needed and not has_moved and (ids or place.example()):
             used = place.example() or f"{NAME} with {ids[0]}"
             raise RuntimeError(
-                f"the database refers to no files, but {place.name} was used, and has {used}: choose another place"
-                " with --objects or --data-dir, or set --database to the one that the server used; docs/objects.md"
-                f" describes {NAME}"
+                f"the database refers to no files, but {place.name} was used, and has {used}.{known} Choose another"
+                " place with --objects or --data-dir, or set --database to the one that the server used;"
+                f" docs/objects.md describes {NAME}"
             )
     return ids[0] if ids else new_id

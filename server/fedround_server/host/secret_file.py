@@ -49,7 +49,7 @@ def _remove_empty(path: Path) -> None:
     """Removes a file that is empty, and not another one that has taken its place meanwhile."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if not file.read(1) and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if not file.read().strip() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             path.unlink()
 
 

@@ -14,6 +14,8 @@ URLS = (*ENDPOINTS, "AWS_ENDPOINT_URL_STS", "AWS_METADATA_ENDPOINT", "AWS_CONTAI
 TOKENS = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
 URL = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?([/?][\w./~%+:=?&-]*)?", re.ASCII | re.IGNORECASE)
 PATH = re.compile(r"/[\w./~%+:=?&-]*", re.ASCII)
+NUMBER = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE)
+"""A last label by which a host counts as an address of IPv4: https://url.spec.whatwg.org/#ends-in-a-number-checker."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -108,6 +110,8 @@ def read_file(name: str, path: str) -> bytes:
 
 
 def _problem_of_url(value: str) -> str:
+    if not value:
+        return "is empty: unset it"
     if not value.lower().startswith(("http://", "https://")):
         return "must begin with http:// or https://"
     try:
@@ -122,6 +126,6 @@ def _problem_of_url(value: str) -> str:
 
 def _is_host(host: str) -> bool:
     """Returns whether a host is one; raises ValueError for some that are none."""
-    if ":" in host or host.rstrip(".").rpartition(".")[2][:1].isdigit():
+    if ":" in host or NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
         ip_address(host)
     return bool(host.encode().decode("idna"))

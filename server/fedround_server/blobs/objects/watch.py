@@ -20,27 +20,28 @@ class Watch:
 
         Args:
             on_late: Is called, again and again, while a request is late, with since when there was no answer.
-            seconds: After how many seconds a request of no bytes is late, if no other one was answered meanwhile.
+            seconds: After how many seconds a request is late if no other one was answered meanwhile, in addition to
+                the time that the bytes of all pending requests may take.
             clock: Returns a time in seconds.
         """
         self._on_late = on_late
         self._seconds = seconds
         self._clock = clock
         self._lock = threading.Lock()
-        # When each request was begun, and for how long it may go on.
-        self._pending: dict[object, tuple[float, float]] = {}
+        # When each request was begun, and how many bytes it has.
+        self._pending: dict[object, tuple[float, int]] = {}
         self._answered = clock()
         self._is_running = False
 
     @contextmanager
     def request(self, size_bytes: int) -> Iterator[None]:
-        """Watches a request, which is the block."""
+        """Watches a request of so many bytes, which is the block."""
         key = object()
         with self._lock:
-            self._pending[key] = (self._clock(), self._seconds + size_bytes / SLOWEST)
             if not self._is_running:
-                self._is_running = True
                 threading.Thread(target=self._run, name="watch object store", daemon=True).start()
+                self._is_running = True
+            self._pending[key] = (self._clock(), size_bytes)
         try:
             yield
         finally:
@@ -64,7 +65,9 @@ class Watch:
 
     def _look(self) -> None:
         now = self._clock()
-        for begun, limit in self._pending.values():
+        # They share the network.
+        limit = self._seconds + sum(size for _, size in self._pending.values()) / SLOWEST
+        for begun, _ in self._pending.values():
             since = max(begun, self._answered)
             if now - since >= limit:
                 # With the lock, so that the answer to this request is noted afterwards.

@@ -34,7 +34,11 @@ class CopyError(RuntimeError):
 
 
 def copy_to_postgres(
-    source: Path, target: str, tables: Sequence[type[Row]], progress: Callable[[str, int], None]
+    source: Path,
+    target: str,
+    tables: Sequence[type[Row]],
+    progress: Callable[[str, int], None],
+    before_commit: Callable[[], None],
 ) -> dict[str, int]:
     """Copies a database, and compares the copy with it, in one transaction.
 
@@ -43,6 +47,8 @@ def copy_to_postgres(
         target: The URL of an empty database.
         tables: All tables.
         progress: Called with the name of each table, and how many rows were copied.
+        before_commit: Called when all is copied: makes sure that no server goes on with the source. If the copy fails
+            afterwards, it is not known whether it was made.
 
     Returns:
         The number of rows by table.
@@ -65,7 +71,7 @@ def copy_to_postgres(
             with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as rows_of:
                 # One state of all tables.
                 rows_of.execute("BEGIN")
-                return _copy(rows_of, target, tables, progress)
+                return _copy(rows_of, target, tables, progress, before_commit)
     finally:
         lock.release()
 
@@ -76,7 +82,11 @@ def _check_empty(target: str) -> None:
 
 
 def _copy(
-    source: sqlite3.Connection, target: str, tables: Sequence[type[Row]], progress: Callable[[str, int], None]
+    source: sqlite3.Connection,
+    target: str,
+    tables: Sequence[type[Row]],
+    progress: Callable[[str, int], None],
+    before_commit: Callable[[], None],
 ) -> dict[str, int]:
     # The driver is an extra.
     import psycopg
@@ -92,6 +102,7 @@ def _copy(
                     name = table._meta.table_name
                     counts[name] = _copy_table(source, session, table)
                     progress(name, counts[name])
+                before_commit()
         except (psycopg.Error, sqlite3.Error) as error:
             raise CopyError(f"the database cannot be copied, so nothing was: {in_one_line(error)}") from error
         finally:

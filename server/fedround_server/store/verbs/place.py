@@ -48,6 +48,11 @@ class PlaceClaim:
                 ServerStateRow.update(files_id=chosen).execute()
         # The database first: a place without an id can be taken again after an interruption.
         reached("start.claimed")
-        if self._place.create(chosen) != chosen:
+        found = self._place.create(chosen)
+        if remembered and found == remembered != chosen:
+            # An interrupted start had put it, and it came to the store after this one had looked.
+            with begin():
+                ServerStateRow.update(files_id=found).execute()
+        elif found != chosen:
             raise RuntimeError(f"{self._place.name} was taken by another database just now: choose another place")
-        self._taken = chosen
+        self._taken = found
