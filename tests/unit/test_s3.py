@@ -188,7 +188,7 @@ def test_credentials_may_be_read_by_a_group(monkeypatch: pytest.MonkeyPatch, tmp
     ("value", "words"),
     [
         ("127.0.0.1:8333", "must begin with http:// or https://"),
-        ("", "must begin with http:// or https://"),
+        ("", "is empty: unset it"),
         ("//c0ffee:1", "must begin with http:// or https://"),
         ("ftp://c0ffee", "must begin with http:// or https://"),
         ("http://", "must be a URL"),
@@ -212,7 +212,15 @@ def test_an_endpoint_that_is_no_url_is_refused(
 
 
 @pytest.mark.parametrize(
-    "value", ["http://127.0.0.1:8333", "HTTPS://s3.example.org/store/", "http://[::1]:1", "http://minio", "http://a.b."]
+    "value",
+    [
+        "http://127.0.0.1:8333",
+        "HTTPS://s3.example.org/store/",
+        "http://[::1]:1",
+        "http://minio",
+        "http://4f2a9c1b:9000",
+        "http://a.b.",
+    ],
 )
 def test_an_endpoint_may_be_any_url(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", value)
