@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import typer
 
-from fedround_client.command.serve import require
+from fedround_client.command.serve import replace_process, require
 
 _MODULES = ("fedround_server", "peewee", "pydantic_settings")
 
@@ -24,7 +21,4 @@ def restore(context: typer.Context) -> None:
 
 def _run(command: str, words: list[str]) -> None:
     require(command, "server", _MODULES)
-    sys.stdout.flush()
-    os.environ.pop("FEDROUND_TOKEN", None)
-    # -P: do not import modules from the working directory, for example a queue.py.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "fedround_server.backup", command, *words])  # noqa: S606 -- without a shell
+    replace_process("fedround_server.backup", command, *words)

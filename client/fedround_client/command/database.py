@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import typer
 
-from fedround_client.command.serve import require
+from fedround_client.command.serve import replace_process, require
 
 _MODULES = ("fedround_server", "peewee")
 
@@ -15,7 +12,4 @@ _MODULES = ("fedround_server", "peewee")
 def database(context: typer.Context) -> None:
     """Copy a server's SQLite database to PostgreSQL; `fedround database copy --help` lists the options."""
     require("database", "server", _MODULES)
-    sys.stdout.flush()
-    os.environ.pop("FEDROUND_TOKEN", None)
-    # -P: do not import modules from the working directory, for example a queue.py.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "fedround_server.database", *context.args])  # noqa: S606 -- without a shell
+    replace_process("fedround_server.database", *context.args)

@@ -18,11 +18,16 @@ _MODULES = ("fedround_server", "peewee", "prometheus_client", "pydantic_settings
 def serve(context: typer.Context) -> None:
     """Run a server; `fedround serve --help` lists its options."""
     require("serve", "server", _MODULES)
+    replace_process("fedround_server", *context.args)
+
+
+def replace_process(module: str, *words: str) -> None:
+    """Runs a module of the server, with these arguments, in place of this process."""
     sys.stdout.flush()
     # The server does not need the user's token, and its environment may be visible to others.
     os.environ.pop("FEDROUND_TOKEN", None)
     # -P: do not import modules from the working directory, for example a queue.py.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "fedround_server", *context.args])  # noqa: S606 -- without a shell
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *words])  # noqa: S606 -- without a shell
 
 
 def require(command: str, extra: str, modules: tuple[str, ...]) -> None:
