@@ -46,7 +46,7 @@ from fedround_server.host.sync import skip_syncs
 from fedround_server.methods import check_methods
 from fedround_server.metrics_port import metrics_port
 from fedround_server.store import Store
-from fedround_server.store.db.place import find_database
+from fedround_server.store.db.place import MOVED, find_database
 from fedround_server.store.db.problems import explained
 from fedround_server.traces import NO_TRACES, Traces
 from fedround_server.wakeups import Hub
@@ -243,7 +243,11 @@ def _place(settings: Settings, blobs: LocalBlobs | ObjectBlobs) -> Place | None:
     if isinstance(blobs, ObjectBlobs):
         is_known = read_place(settings.data_dir) == settings.objects
         return BucketPlace(settings.objects.rstrip("/"), blobs, is_known=is_known)
-    return FolderPlace(settings.data_dir.absolute(), blobs) if settings.database else None
+    if not settings.database:
+        return None
+    # The rows of the data directory's own database were copied into this one.
+    is_known = (settings.data_dir / MOVED).exists()
+    return FolderPlace(settings.data_dir.absolute(), blobs, is_known=is_known)
 
 
 def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedround_server.blobs import BlobDamaged, StagedBlob
-from fedround_server.blobs.local import LocalBlobs, files_below
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.blobs.objects import BucketUnusable, BucketUrl, ObjectBlobs, read_place, write_place
 from fedround_server.blobs.places import BucketPlace, FolderPlace, moved_ids
 from fedround_server.config import Settings
@@ -91,18 +91,18 @@ def copy(source: str, target: str, *, verify: bool, progress: Callable[[Copied],
         remote = ObjectBlobs(data_dir, bucket, settings.objects_cache_bytes)
         stack.callback(remote.close)
         copies = _Copies(local, remote, verify, progress)
-        if next(iter(remote.stored() if _is_url(source) else _local_blobs(local)), None) is None:
-            raise CopyError(f"{source} has no files: check its name")
         places: list[Place] = [FolderPlace(data_dir.absolute(), local), BucketPlace(url.rstrip("/"), remote)]
         origin, destination = reversed(places) if _is_url(source) else places
+        if next(origin.stored(), None) is None:
+            raise CopyError(f"{source} has no files: check its name")
         ids = moved_ids(origin, destination)
         if _is_url(source):
-            copies.run(copies.to_folder, remote.stored())
+            copies.run(copies.to_folder, origin.stored())
             remains = ""
         else:
             if local.unsettled() or any(data_dir.glob("process-*/journal/*")):
                 raise CopyError(f"start the server on {data_dir} once, and stop it: it has to recover small files")
-            copies.run(copies.to_bucket, _local_blobs(local))
+            copies.run(copies.to_bucket, origin.stored())
             remains = url
         if not copies.done.problems:
             if ids != destination.ids():
@@ -178,11 +178,6 @@ class _Copies:
         except BlobDamaged:
             return True
         return False
-
-
-def _local_blobs(local: LocalBlobs) -> Iterable[BlobRef]:
-    for path in files_below(local.files.objects):
-        yield BlobRef(path.name, path.stat().st_size)
 
 
 def _is_url(text: str) -> bool:

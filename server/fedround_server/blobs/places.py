@@ -22,11 +22,10 @@ class FolderPlace:
 
     former_id = ""
 
-    def __init__(self, data_dir: Path, blobs: LocalBlobs) -> None:
+    def __init__(self, data_dir: Path, blobs: LocalBlobs, *, is_known: bool = False) -> None:
         """Looks at nothing yet."""
         self.name = str(data_dir / "objects")
-        # The rows of its SQLite file were copied into another database.
-        self.is_known = (data_dir / "database.moved").exists()
+        self.is_known = is_known
         self._path = (data_dir / "objects").resolve().parent / NAME
         self._blobs = blobs
 
